@@ -1,0 +1,53 @@
+# Every target sets up what it needs in a private .venv; `make` alone prints this help.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-with-constraints
+PYTEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format up migrate dev-down bench clean
+
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Try: make PYTHON=python3.12 ..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (first time: a minute or two) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(STAMP) ## bill a week of sample usage end to end through Dagster, and account for every unit
+	@$(BIN)/billing-pipeline demo
+
+test: $(STAMP) ## run every test
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+test-fast: $(STAMP) ## run the tests that take under a second each
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'not slow'
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## let ruff rewrite the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+up: $(STAMP) ## Dagster UI on 3000 with its daemon, Stripe simulator on 12111; Ctrl-C stops all
+	@exec $(BIN)/billing-pipeline up
+
+migrate: $(STAMP) ## bring the database schema to this version
+	@$(BIN)/billing-pipeline migrate
+
+dev-down: $(STAMP) ## stop the embedded PostgreSQL if it is still running
+	@$(BIN)/billing-pipeline down
+
+bench: $(STAMP) ## measure; ONLY=name runs one
+	@$(BIN)/python -m billing_pipeline_tests.bench $(if $(ONLY),--only $(ONLY))
+
+clean: ## remove the virtual environment and the local state
+	@rm -rf $(VENV) .billing

@@ -1,0 +1,87 @@
+"""Loads the named statements of `sql/*.sql` and runs them.
+
+A statement begins with `-- name: some_name`; the comment lines below it say why it is written that way.
+The same name is used by the function that runs it and by the test that proves it, so one search finds all three.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from typing import Any, LiteralString, TypeVar, cast
+
+from psycopg import Connection
+from psycopg.rows import class_row, dict_row
+from psycopg.sql import SQL, Composable, Composed, Identifier
+
+Row = TypeVar("Row")
+
+_NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
+
+
+@cache
+def statements() -> dict[str, LiteralString]:
+    """Every named statement of the package, by name."""
+    found: dict[str, LiteralString] = {}
+    for file in sorted(resources.files("billing_pipeline.database").joinpath("sql").iterdir(), key=lambda f: f.name):
+        parts = _NAME.split(file.read_text(encoding="utf-8"))
+        for name, body in zip(parts[1::2], parts[2::2], strict=True):
+            if name in found:
+                raise ValueError(f"two statements are named {name}; the second is in {file.name}")
+            # The text comes from our own package data, never from a user.
+            found[name] = cast(LiteralString, body.strip())
+    return found
+
+
+def relation(qualified_name: str) -> Composed:
+    """A table or view name such as `public.billable_events`, quoted part by part."""
+    return SQL(".").join(Identifier(part) for part in qualified_name.split("."))
+
+
+def _compose(name: str, parts: Mapping[str, Composable] | None) -> Composed | SQL:
+    statement = SQL(statements()[name])
+    return statement.format(**parts) if parts else statement
+
+
+def execute(
+    connection: Connection[Any],
+    name: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    parts: Mapping[str, Composable] | None = None,
+) -> int:
+    """Run a statement; return the number of rows it touched."""
+    return connection.execute(_compose(name, parts), params).rowcount
+
+
+def execute_many(connection: Connection[Any], name: str, params: Iterable[Mapping[str, Any]]) -> None:
+    """Run a statement for many parameter sets, pipelined by the driver."""
+    with connection.cursor() as cursor:
+        cursor.executemany(_compose(name, None), list(params))
+
+
+def fetch(
+    connection: Connection[Any],
+    name: str,
+    row: type[Row],
+    params: Mapping[str, Any] | None = None,
+    *,
+    parts: Mapping[str, Composable] | None = None,
+) -> list[Row]:
+    """Run a statement and build one `row` (a frozen dataclass) per result row."""
+    with connection.cursor(row_factory=class_row(row)) as cursor:
+        return cursor.execute(_compose(name, parts), params).fetchall()
+
+
+def fetch_dicts(
+    connection: Connection[Any],
+    name: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    parts: Mapping[str, Composable] | None = None,
+) -> list[dict[str, Any]]:
+    """Run a statement and return its rows as dictionaries, for reports."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(_compose(name, parts), params).fetchall()

@@ -1,0 +1,81 @@
+"""Every error this package raises on purpose, as one tree.
+
+    BillingError
+    ├── UserError                  a person can mend it: bad input, bad settings; shown as one sentence
+    │   ├── SettingsError          a setting is missing or malformed
+    │   ├── CatalogueError         meters.toml is wrong
+    │   └── ImportRefused          a file cannot be imported as asked
+    ├── Unavailable                something we need does not answer; the same call may work later
+    │   ├── DatabaseUnavailable
+    │   └── StripeUnavailable
+    ├── GateClosed                 a guard forbids sending; nothing was sent
+    │   ├── LedgerFrozen           the ledger is frozen until a person releases it
+    │   ├── IdentityMismatch       this ledger belongs to another Stripe account or mode
+    │   └── ContractBlocked        the contract failed and the setting is fail-closed
+    └── StripeRefused              Stripe gave a definitive answer we cannot turn into progress
+
+The type decides what may be retried: only `Unavailable`.
+The command's exit code is the class attribute `exit_code`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BillingError(Exception):
+    """Something this package refuses to do; the message says what, which, and what to do next."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UserError(BillingError):
+    """A person's input is wrong; nothing was changed."""
+
+    exit_code = 2
+
+
+class SettingsError(UserError):
+    """One or more settings are missing or malformed; the message names all of them."""
+
+
+class CatalogueError(UserError):
+    """The meter catalogue is wrong; the message lists every fault."""
+
+
+class ImportRefused(UserError):
+    """A file cannot be imported as asked; nothing was imported."""
+
+
+class Unavailable(BillingError):
+    """A service did not answer; nothing is half done and the same call may work later."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL does not answer."""
+
+
+class StripeUnavailable(Unavailable):
+    """Stripe does not answer, or answers that it cannot serve now."""
+
+
+class GateClosed(BillingError):
+    """A guard forbids sending; nothing was sent."""
+
+    exit_code = 3
+
+
+class LedgerFrozen(GateClosed):
+    """The ledger is frozen until a person looks at the reason and releases it."""
+
+
+class IdentityMismatch(GateClosed):
+    """The ledger is bound to another Stripe account or mode than the one configured."""
+
+
+class ContractBlocked(GateClosed):
+    """The data contract failed and the pipeline is set to fail closed."""
+
+
+class StripeRefused(BillingError):
+    """Stripe refused a request definitively; retrying the same request cannot help."""

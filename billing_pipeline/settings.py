@@ -1,0 +1,138 @@
+"""The only reader of the environment.
+
+Settings come from the process environment, then `.env.local`, `.env`, `.env.compose`; the first that
+names a value wins and an empty string counts as unset.
+Everything else receives a `Settings` value.  Secrets are `SecretStr`, so printing a settings object
+never shows them; `mask` is the one way to show which key is meant.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from billing_pipeline.errors import SettingsError
+
+SIMULATOR_KEY = "sk_test_simulator"
+"""The key used when no Stripe key is set; only the simulator accepts it."""
+
+ENV_FILES = (".env.compose", ".env", ".env.local")
+"""Lowest precedence first, as pydantic-settings reads them."""
+
+
+class Level(StrEnum):
+    """How far the pipeline may go.  `live` means: send; whose money is decided by the key."""
+
+    OFF = "off"
+    SHADOW = "shadow"
+    LIVE = "live"
+
+
+class Settings(BaseSettings):
+    """All settings, with their defaults.  Field names in lower case are the environment names."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILES, env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    database_url: SecretStr | None = Field(default=None, description="PostgreSQL 15+; unset: embedded")
+    dagster_database_url: SecretStr | None = Field(default=None, description="Dagster's own database")
+    billing_state_dir: Path = Field(default=Path(".billing"), description="embedded server, simulator, marks")
+    billing_source_relation: str = Field(default="public.billable_events")
+    billing_meters_file: Path | None = Field(default=None, description="unset: the packaged catalogue")
+    billing_window_grace_seconds: int = Field(default=300, ge=0, le=3600)
+    billing_cutoff_overlap_seconds: int = Field(default=900, ge=0, le=86_400)
+
+    enable_billing: bool | None = Field(
+        default=None, validation_alias=AliasChoices("ENABLE_BILLING", "STRIPE_BILLING_ENABLED")
+    )
+    billing_mode: Level | None = Field(default=None)
+
+    stripe_secret_key: SecretStr | None = Field(default=None)
+    stripe_api_base: str | None = Field(default=None, description="unset: Stripe, or the simulator without key")
+    stripe_meter_events_base: str | None = Field(default=None)
+    simulator_port: int = Field(default=12111, ge=1, le=65535)
+    dagster_port: int = Field(default=3000, ge=1, le=65535)
+    stripe_max_concurrency: int = Field(default=16, ge=1, le=256)
+    stripe_timeout_seconds: int = Field(default=20, ge=1, le=80)
+
+    stripe_billing_contract_lookback_days: int = Field(default=30, ge=1, le=35)
+    stripe_billing_validate_contract_before_flush: bool = Field(default=True)
+    stripe_billing_contract_fail_closed: bool = Field(default=False)
+
+    @field_validator("stripe_secret_key")
+    @classmethod
+    def _key_has_a_known_prefix(cls, key: SecretStr | None) -> SecretStr | None:
+        if key and not key.get_secret_value().startswith(("sk_test_", "sk_live_", "rk_test_", "rk_live_")):
+            raise ValueError("must start with sk_test_, sk_live_, rk_test_ or rk_live_")
+        return key
+
+    @cached_property
+    def uses_simulator(self) -> bool:
+        """Without a Stripe key, everything talks to the local simulator."""
+        return self.stripe_secret_key is None
+
+    @cached_property
+    def stripe_key(self) -> str:
+        """The key to authenticate with; never log it."""
+        return self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else SIMULATOR_KEY
+
+    @cached_property
+    def livemode(self) -> bool:
+        """Derived from the key's prefix, never set by hand."""
+        return self.stripe_key.startswith(("sk_live_", "rk_live_"))
+
+    @cached_property
+    def stripe_base_addresses(self) -> dict[str, str]:
+        """The SDK's `base_addresses`; empty means Stripe itself."""
+        base = self.stripe_api_base
+        if base is None and self.uses_simulator:
+            base = f"http://127.0.0.1:{self.simulator_port}"
+        addresses = {"api": base, "meter_events": self.stripe_meter_events_base or base}
+        return {name: address for name, address in addresses.items() if address is not None}
+
+    @cached_property
+    def level(self) -> Level:
+        """Off, shadow or live; a real key never sends before both switches say so."""
+        if self.enable_billing is False:
+            return Level.OFF
+        if self.billing_mode is not None and (self.enable_billing or self.uses_simulator):
+            return self.billing_mode
+        if self.uses_simulator:
+            return Level.LIVE
+        return Level.SHADOW if self.enable_billing else Level.OFF
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; every fault is reported at once.  Raises `SettingsError`."""
+    _refuse_contradicting_aliases("ENABLE_BILLING", "STRIPE_BILLING_ENABLED")
+    try:
+        return Settings(**overrides)
+    except ValidationError as exc:
+        # The input value is left out on purpose: it may be a secret.
+        faults = "; ".join(
+            f"{str(fault['loc'][0]).upper()}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in exc.errors(include_input=False, include_context=False)
+        )
+        raise SettingsError(f"These settings are wrong: {faults}. See .env.example for each one.") from None
+
+
+def _refuse_contradicting_aliases(*names: str) -> None:
+    values = {name: os.environ[name].strip().lower() for name in names if os.environ.get(name)}
+    truth = {value in {"1", "true", "yes", "on", "t", "y"} for value in values.values()}
+    if len(truth) > 1:
+        raise SettingsError(f"{' and '.join(values)} contradict each other; set only one of them.")
+
+
+def mask(secret: str) -> str:
+    """Show which secret is meant: its type prefix and last four characters, nothing under 12 characters."""
+    if len(secret) < 12:
+        return "***"
+    prefix = next((p for p in ("sk_test_", "sk_live_", "rk_test_", "rk_live_", "whsec_") if secret.startswith(p)), "")
+    return f"{prefix}…{secret[-4:]}"
