@@ -39,8 +39,14 @@ def connect(database_url: str) -> Iterator[Connection[tuple[Any, ...]]]:
             f"PostgreSQL does not answer at {describe(database_url)}: {_first_line(exc)}. "
             "Check DATABASE_URL and that the server is up."
         ) from None
-    with connection:
-        yield connection
+    try:
+        with connection:
+            yield connection
+    except psycopg.OperationalError as exc:
+        raise DatabaseUnavailable(
+            f"PostgreSQL failed during the work, at {describe(database_url)}: {_first_line(exc)}. "
+            "What was not committed is undone; run the command again."
+        ) from exc
 
 
 def describe(database_url: str) -> str:

@@ -32,6 +32,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ENUM, JSONB, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.schema import CreateSchema
 
 SCHEMA = "billing_pipeline"
 SLOTS_PER_WINDOW = 60
@@ -48,6 +49,7 @@ metadata = MetaData(
     },
 )
 source_metadata = MetaData(schema="public")
+event.listen(metadata, "before_create", CreateSchema(SCHEMA, if_not_exists=True))
 
 Instant = DateTime(timezone=True)
 DATABASE_NOW = text("clock_timestamp()")
@@ -60,7 +62,13 @@ billable_events = Table(
     Column("event_type", Text, comment="what happened; the catalogue says which meters count it"),
     Column("quantity", Numeric, comment="how much, exact"),
     Column("occurred_at", Instant, comment="when it happened; decides the usage window"),
-    Column("recorded_at", Instant, nullable=False, server_default=text("now()"), comment="when the row was written"),
+    Column(
+        "recorded_at",
+        Instant,
+        nullable=False,
+        server_default=text("now()"),
+        comment="when the row was written",
+    ),
     Column("properties", JSONB, comment="anything else the product knows"),
     # The flush reads what was recorded since the last cutoff, and whole hours of what it touched.
     Index("billable_events_recorded_at_idx", "recorded_at"),
@@ -106,10 +114,17 @@ customer_mappings = Table(
     CheckConstraint("NOT isempty(valid_during)", name="valid_during"),
     # text_range makes equality indexable by GiST without the btree_gist extension.
     ExcludeConstraint(
-        (text("text_range(organization_id, organization_id, '[]')"), "&&"),
+        (text(f"{SCHEMA}.text_range(organization_id, organization_id, '[]')"), "&&"),
         ("valid_during", "&&"),
         using="gist",
-        name="customer_mappings_one_at_a_time",
+        name="customer_mappings_one_customer",
+    ),
+    # Two organizations on one customer would share its minutes, and neither could be proved alone.
+    ExcludeConstraint(
+        (text(f"{SCHEMA}.text_range(stripe_customer_id, stripe_customer_id, '[]')"), "&&"),
+        ("valid_during", "&&"),
+        using="gist",
+        name="customer_mappings_one_organization",
     ),
 )
 
@@ -162,16 +177,24 @@ usage_windows = Table(
     Column("meter", Text, nullable=False),
     Column("starts_at", Instant, nullable=False),
     Column("ends_at", Instant, nullable=False),
-    Column("target", BigInteger, nullable=False, comment="what the source says now, in Stripe units"),
+    Column("target", Numeric, nullable=False, comment="what the source says now, in whole Stripe units"),
     Column("quantity", Numeric, nullable=False, comment="the same before the unit scale, exact"),
     Column("event_count", BigInteger, nullable=False),
     Column("last_recorded_at", Instant, comment="with count and quantity: the digest of the rows"),
     Column("contract_version", Text, nullable=False),
     Column("catalogue_version", Text, nullable=False),
     Column("cutoff_at", Instant, nullable=False, comment="clock of the snapshot the target was read in"),
-    Column("cut_due", Boolean, nullable=False, server_default=text("true"), comment="target may differ from stated"),
+    Column(
+        "cut_due",
+        Boolean,
+        nullable=False,
+        server_default=text("true"),
+        comment="target may differ from stated",
+    ),
+    Column("hold_reason", Text, comment="not null: owed, but cannot be cut; waits for a person"),
     Column("sealed_at", Instant, comment="the invoice is final; only an adjustment may follow"),
     CheckConstraint("starts_at < ends_at", name="span"),
+    CheckConstraint("target >= 0 AND target = trunc(target)", name="target"),
     CheckConstraint(
         "date_trunc('hour', starts_at AT TIME ZONE 'UTC') = "
         "date_trunc('hour', (ends_at - interval '1 microsecond') AT TIME ZONE 'UTC')",
@@ -182,11 +205,17 @@ usage_windows = Table(
         "stripe_customer_id",
         "meter",
         "starts_at",
+        "ends_at",
         name="usage_windows_natural_key",
         postgresql_nulls_not_distinct=True,
     ),
     # The cutter looks only here, so its cost follows the work to do, not the history.
-    Index("usage_windows_cut_due_idx", "ends_at", postgresql_where=text("cut_due")),
+    Index(
+        "usage_windows_cut_due_idx",
+        "ends_at",
+        "window_id",
+        postgresql_where=text("cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL"),
+    ),
     Index("usage_windows_starts_at_idx", "starts_at"),
 )
 
@@ -206,12 +235,15 @@ ledger_entries = Table(
     Column("first_attempt_at", Instant),
     Column("last_attempt_at", Instant),
     Column("next_attempt_at", Instant, nullable=False, server_default=DATABASE_NOW),
-    Column("fence", BigInteger, nullable=False, server_default=text("0"), comment="who may record an outcome"),
+    Column(
+        "fence", BigInteger, nullable=False, server_default=text("0"), comment="who may record an outcome"
+    ),
     Column("lease_until", Instant),
     Column("hold_reason", Text, comment="not null: a person must release it before it is sent"),
     Column("created_at", Instant, nullable=False, server_default=DATABASE_NOW),
     UniqueConstraint("window_id", "sequence"),
-    UniqueConstraint("window_id", "slot_at"),
+    # Not per window: Stripe sums a customer's minute, whichever of our windows an entry came from.
+    UniqueConstraint("stripe_customer_id", "event_name", "slot_at", name="ledger_entries_slot_key"),
     UniqueConstraint("identifier"),
     CheckConstraint(f"sequence BETWEEN 0 AND {SLOTS_PER_WINDOW - 1}", name="sequence"),
     CheckConstraint("value <> 0 AND abs(value) < 1000000000000000", name="value"),
@@ -302,7 +334,7 @@ def _schema_sql(name: str) -> str:
 
 def _attach(when: str, name: str) -> None:
     # DDL() formats its text with %, which plpgsql uses for its own placeholders.
-    event.listen(metadata, when, DDL(_schema_sql(name).replace("%", "%%")))
+    event.listen(metadata, when, DDL(_schema_sql(name).replace("%", "%%")))  # type: ignore[no-untyped-call]
 
 
 _attach("before_create", "types.sql")

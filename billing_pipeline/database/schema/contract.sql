@@ -14,7 +14,8 @@ RETURN CASE
     WHEN quantity IN ('NaN', 'Infinity', '-Infinity') THEN 'quantity_not_finite'
     WHEN quantity < 0 THEN 'quantity_negative'
     WHEN quantity >= 1000000000000000 OR scale(trim_scale(quantity)) > 12 THEN 'quantity_too_many_digits'
-    WHEN occurred_at IS NULL OR recorded_at IS NULL THEN 'occurred_at_missing'
+    WHEN occurred_at IS NULL OR recorded_at IS NULL OR NOT isfinite(occurred_at) OR NOT isfinite(recorded_at)
+        THEN 'occurred_at_missing'
     WHEN occurred_at > recorded_at + interval '5 minutes' THEN 'occurred_at_in_future'
     WHEN occurred_at < recorded_at - interval '840 hours' THEN 'occurred_at_too_old'
 END;

@@ -22,7 +22,10 @@ BEGIN
         RAISE EXCEPTION 'stale fence % on ledger entry %', NEW.fence, OLD.entry_id
             USING ERRCODE = 'integrity_constraint_violation';
     END IF;
-    IF OLD.first_attempt_at IS NOT NULL AND NEW.first_attempt_at IS DISTINCT FROM OLD.first_attempt_at THEN
+    -- The 20 hours of safe resending count from here; only proof that no attempt was executed sets it back.
+    IF OLD.first_attempt_at IS NOT NULL AND NEW.first_attempt_at IS DISTINCT FROM OLD.first_attempt_at
+       AND NOT (NEW.first_attempt_at IS NULL AND OLD.state = 'ambiguous' AND NEW.state = 'pending')
+    THEN
         RAISE EXCEPTION 'the first attempt of ledger entry % cannot be moved', OLD.entry_id
             USING ERRCODE = 'integrity_constraint_violation';
     END IF;

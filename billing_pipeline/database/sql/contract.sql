@@ -1,0 +1,76 @@
+-- name: source_columns
+-- What the source relation really has; an empty answer means that it does not exist or is not visible.
+SELECT attname AS name, format_type(atttypid, NULL) AS type
+  FROM pg_attribute
+ WHERE attrelid = to_regclass(%(relation)s) AND attnum > 0 AND NOT attisdropped
+ ORDER BY attnum;
+
+-- name: read_for_contract
+-- Read by ADBC as Arrow.  The quantity travels as text, because a float would not be the number that is billed;
+-- the lag is computed here, so that every rule looks at one column.
+SELECT event_id,
+       organization_id,
+       event_type,
+       trim_scale(quantity)::text AS quantity,
+       CASE WHEN isfinite(occurred_at) THEN occurred_at END AS occurred_at,
+       CASE WHEN isfinite(occurred_at) AND isfinite(recorded_at)
+            THEN (extract(epoch FROM recorded_at - occurred_at) * 1000000)::bigint END AS lag_microseconds
+  FROM {source}
+ WHERE recorded_at >= {since};
+
+-- name: source_has_rows_since
+SELECT EXISTS (SELECT FROM {source} WHERE occurred_at >= %(since)s) AS found;
+
+-- name: unmapped_organizations
+-- Organizations with usage that no Stripe customer can take: owed, and shown as such.
+SELECT organization_id, count(*) AS windows, sum(target) AS units
+  FROM usage_windows
+ WHERE stripe_customer_id IS NULL AND target > 0
+ GROUP BY organization_id
+ ORDER BY units DESC, organization_id
+ LIMIT 100;
+
+-- name: quarantine_events
+-- The first sight and its time stay; the reason follows the row.
+INSERT INTO quarantined_events
+       (event_id, reason, contract_version, organization_id, event_type, quantity, occurred_at, first_seen_at, last_seen_at)
+SELECT event_id, reason, %(contract_version)s, organization_id, event_type, quantity, occurred_at, %(now)s, %(now)s
+  FROM unnest(%(event_ids)s::text[], %(reasons)s::text[], %(organization_ids)s::text[], %(event_types)s::text[],
+              %(quantities)s::text[], %(occurred_ats)s::timestamptz[])
+       AS bad (event_id, reason, organization_id, event_type, quantity, occurred_at)
+    ON CONFLICT (event_id) DO UPDATE
+   SET reason = excluded.reason, contract_version = excluded.contract_version,
+       organization_id = excluded.organization_id, event_type = excluded.event_type,
+       quantity = excluded.quantity, occurred_at = excluded.occurred_at,
+       last_seen_at = excluded.last_seen_at, mended_at = NULL;
+
+-- name: mend_quarantined_events
+-- A row that was put right, or taken away, upstream leaves quarantine by itself.
+UPDATE quarantined_events q
+   SET mended_at = %(now)s
+ WHERE q.mended_at IS NULL
+   AND NOT EXISTS (
+       SELECT FROM {source} s
+        WHERE s.event_id = q.event_id
+          AND (contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at)
+                 IS NOT NULL
+               OR s.event_type <> ALL (%(known_event_types)s::text[])));
+
+-- name: record_contract_run
+INSERT INTO contract_runs (contract_version, catalogue_version, cutoff_at, rows_read, faults, passed, finished_at)
+VALUES (%(contract_version)s, %(catalogue_version)s, %(cutoff_at)s, %(rows_read)s, %(faults)s, %(passed)s, %(now)s)
+RETURNING contract_run_id;
+
+-- name: latest_contract_run
+SELECT contract_run_id, contract_version, catalogue_version, cutoff_at, rows_read, faults, passed, finished_at
+  FROM contract_runs
+ ORDER BY contract_run_id DESC
+ LIMIT 1;
+
+-- name: quarantine_summary
+SELECT reason, count(*) AS events, min(first_seen_at) AS first_seen_at,
+       (array_agg(event_id ORDER BY first_seen_at, event_id))[1:5] AS sample_event_ids
+  FROM quarantined_events
+ WHERE mended_at IS NULL
+ GROUP BY reason
+ ORDER BY reason;

@@ -1,0 +1,69 @@
+-- name: claim_due_entries
+-- Write-ahead: the entry is ambiguous and its attempt is committed before any byte leaves.  A claim is a lease with
+-- a fence; a worker whose lease ran out finds its fence passed and can record nothing.
+WITH due AS (
+    SELECT entry_id
+      FROM ledger_entries
+     WHERE state IN ('pending', 'ambiguous') AND hold_reason IS NULL
+       AND next_attempt_at <= %(now)s
+       AND (lease_until IS NULL OR lease_until <= %(now)s)
+       -- Stripe forgets identifiers after at least 24 hours: past the safe time only evidence may decide.
+       AND (first_attempt_at IS NULL OR first_attempt_at > %(now)s - %(safe_send)s)
+       AND slot_at > %(now)s - %(past_max)s
+     ORDER BY next_attempt_at, entry_id
+     LIMIT %(limit)s
+       FOR NO KEY UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE ledger_entries e
+       SET state = 'ambiguous', fence = e.fence + 1, lease_until = %(now)s + %(lease)s,
+           first_attempt_at = coalesce(e.first_attempt_at, %(now)s), last_attempt_at = %(now)s
+      FROM due
+     WHERE e.entry_id = due.entry_id
+    RETURNING e.entry_id, e.window_id, e.fence, e.stripe_customer_id, e.event_name, e.value, e.slot_at, e.identifier,
+              EXISTS (SELECT FROM attempts a
+                       WHERE a.entry_id = e.entry_id AND (a.outcome IS NULL OR a.outcome = 'unknown'))
+                  AS earlier_unknown
+), attempted AS (
+    INSERT INTO attempts (entry_id, fence, channel, started_at)
+    SELECT entry_id, fence, %(channel)s, %(now)s FROM claimed
+    RETURNING attempt_id, entry_id
+)
+SELECT attempt_id, entry_id, organization_id, fence, c.stripe_customer_id, event_name, value, slot_at, identifier,
+       earlier_unknown
+  FROM claimed c
+  JOIN attempted USING (entry_id)
+  JOIN usage_windows USING (window_id)
+ ORDER BY entry_id;
+
+-- name: record_outcomes
+-- Only where the fence is still ours.  Proof that nothing was executed sets the first attempt back, because the
+-- identifier is then unspent; a rejected amount is owed, so its window is due again once a person releases it.
+WITH answer AS (
+    SELECT *
+      FROM unnest(%(attempt_ids)s::bigint[], %(entry_ids)s::bigint[], %(fences)s::bigint[], %(states)s::text[],
+                  %(outcomes)s::text[], %(http_statuses)s::smallint[], %(error_codes)s::text[],
+                  %(error_messages)s::text[], %(request_ids)s::text[], %(next_attempt_ats)s::timestamptz[])
+           AS answer (attempt_id, entry_id, fence, state, outcome, http_status, error_code, error_message, request_id,
+                      next_attempt_at)
+), recorded AS (
+    UPDATE ledger_entries e
+       SET state = answer.state::entry_state,
+           lease_until = NULL,
+           next_attempt_at = answer.next_attempt_at,
+           first_attempt_at = CASE WHEN answer.state = 'pending' THEN NULL ELSE e.first_attempt_at END,
+           hold_reason = CASE WHEN answer.state = 'rejected' THEN 'rejected_by_stripe' ELSE e.hold_reason END
+      FROM answer
+     WHERE e.entry_id = answer.entry_id AND e.fence = answer.fence AND e.state = 'ambiguous'
+    RETURNING e.entry_id, e.window_id, e.state
+), finished AS (
+    UPDATE attempts a
+       SET finished_at = %(now)s, outcome = answer.outcome, http_status = answer.http_status,
+           error_code = answer.error_code, error_message = answer.error_message, request_id = answer.request_id
+      FROM answer
+      JOIN recorded USING (entry_id)
+     WHERE a.attempt_id = answer.attempt_id AND a.outcome IS NULL
+), owed AS (
+    UPDATE usage_windows SET cut_due = true
+     WHERE window_id IN (SELECT window_id FROM recorded WHERE state = 'rejected')
+)
+SELECT entry_id FROM recorded;

@@ -1,0 +1,126 @@
+"""The meter catalogue: which billable events count, how, and which Stripe meter takes them.
+
+Read once per flush from `meters.toml` and passed to every stage of the usage flow.
+Parsing collects every fault before it raises, so that one run shows a person all there is to mend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from billing_pipeline.errors import CatalogueError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_METER_KEYS = {"event_types", "aggregation", "event_name", "unit_scale"}
+EVENT_NAME_LENGTH_MAX = 100  # Stripe: event_name of a meter event
+
+
+class Aggregation(StrEnum):
+    """How the events of a window become its quantity."""
+
+    SUM = "sum"  # of quantity
+    COUNT = "count"  # of events; quantity is ignored
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One entry of the catalogue."""
+
+    name: str
+    """Our name; part of every window and identifier."""
+    event_types: tuple[str, ...]
+    aggregation: Aggregation
+    event_name: str
+    """Stripe's meter event name."""
+    unit_scale: Decimal = Decimal(1)
+    """Stripe units per unit of quantity; the product is rounded down once, on the window total."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All meters, the event types deliberately not metered, and a version made from the text."""
+
+    meters: tuple[Meter, ...]
+    ignored_event_types: tuple[str, ...]
+    version: str
+
+    @property
+    def known_event_types(self) -> frozenset[str]:
+        """Event types that are metered or deliberately ignored; any other is quarantined."""
+        return frozenset(self.ignored_event_types).union(*(meter.event_types for meter in self.meters))
+
+
+def parse_catalogue(text: str, *, origin: str) -> Catalogue:
+    """Read a catalogue from TOML; `origin` names the file in messages.  Raises `CatalogueError` with all faults."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise CatalogueError(f"{origin} is not valid TOML: {exc}.") from None
+    faults = [f"unknown key {key!r}" for key in document.keys() - {"meters", "ignored_event_types"}]
+    meters = [_meter(name, entry, faults) for name, entry in document.get("meters", {}).items()]
+    if not meters:
+        faults.append("no [meters.NAME] table; at least one meter is needed")
+    ignored = document.get("ignored_event_types", [])
+    if not _is_text_list(ignored):
+        faults.append("ignored_event_types must be a list of texts")
+        ignored = []
+    known = [meter for meter in meters if meter is not None]
+    faults += _clashes(known, ignored)
+    if faults:
+        raise CatalogueError(f"{origin} has {len(faults)} fault(s): " + "; ".join(faults) + ".")
+    version = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Catalogue(tuple(known), tuple(ignored), version)
+
+
+def _meter(name: str, entry: Any, faults: list[str]) -> Meter | None:
+    found = len(faults)
+    where = f"meters.{name}"
+    if not _NAME.fullmatch(name):
+        faults.append(f"{where}: a meter's name is lower case letters, digits and underscores, at most 64")
+    if not isinstance(entry, dict):
+        faults.append(f"{where}: must be a table")
+        return None
+    faults += [f"{where}: unknown key {key!r}" for key in sorted(entry.keys() - _METER_KEYS)]
+    event_types = entry.get("event_types")
+    if not _is_text_list(event_types) or not event_types:
+        faults.append(f"{where}: event_types must be a list of at least one text")
+    aggregation = entry.get("aggregation")
+    if aggregation not in list(Aggregation):
+        faults.append(f"{where}: aggregation must be one of {', '.join(Aggregation)}, not {aggregation!r}")
+    event_name = entry.get("event_name", name)
+    if not isinstance(event_name, str) or not 0 < len(event_name) <= EVENT_NAME_LENGTH_MAX:
+        faults.append(f"{where}: event_name must be 1 to {EVENT_NAME_LENGTH_MAX} characters")
+    # A TOML float has already lost its exact value, so fractions are written as text.
+    scale = entry.get("unit_scale", 1)
+    if isinstance(scale, bool) or not re.fullmatch(r"\d{1,12}(\.\d{1,12})?", str(scale)) or isinstance(scale, float):
+        faults.append(f'{where}: unit_scale must be a whole number, or a decimal in quotes such as "0.001"')
+    elif Decimal(str(scale)) == 0:
+        faults.append(f"{where}: unit_scale must be above 0")
+    if len(faults) > found:
+        return None
+    return Meter(name, tuple(event_types or ()), Aggregation(str(aggregation)), event_name, Decimal(str(scale)))
+
+
+def _clashes(meters: list[Meter], ignored: list[str]) -> list[str]:
+    faults = []
+    names: dict[str, str] = {}
+    for meter in meters:
+        if other := names.get(meter.event_name):
+            faults.append(f"meters.{meter.name} and meters.{other} share the event_name {meter.event_name!r}")
+        names[meter.event_name] = meter.name
+        faults += [
+            f"meters.{meter.name}: {kind!r} is both metered and ignored"
+            for kind in meter.event_types
+            if kind in ignored
+        ]
+    return faults
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)

@@ -1,0 +1,138 @@
+"""The life of a ledger entry: what to state next, and which state follows from what Stripe answered.
+
+The cutter, the submitter and the confirmer decide nothing themselves; they ask here and write the answer.
+The same arrows are a trigger in the database (`schema/guards.sql`); a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from billing_pipeline.domain.windows import next_slot
+
+VALUE_MAX = 10**15 - 1
+"""Stripe: at most 15 significant digits (2026-04-22, billing-meter-event-values-validation)."""
+
+
+class EntryState(StrEnum):
+    """Where an entry stands; see `docs/architecture.md` for the arrows."""
+
+    PENDING = "pending"
+    AMBIGUOUS = "ambiguous"
+    ACCEPTED = "accepted"
+    CONFIRMED = "confirmed"
+    ADOPTED = "adopted"
+    REJECTED = "rejected"
+    REPLACED = "replaced"
+
+
+NOT_STATED = frozenset({EntryState.REJECTED, EntryState.REPLACED})
+"""States whose value does not count as stated to Stripe."""
+
+OPEN = frozenset({EntryState.PENDING, EntryState.AMBIGUOUS})
+
+TRANSITIONS: frozenset[tuple[EntryState, EntryState]] = frozenset(
+    {
+        (EntryState.PENDING, EntryState.AMBIGUOUS),
+        (EntryState.PENDING, EntryState.REPLACED),
+        (EntryState.AMBIGUOUS, EntryState.PENDING),
+        (EntryState.AMBIGUOUS, EntryState.ACCEPTED),
+        (EntryState.AMBIGUOUS, EntryState.CONFIRMED),
+        (EntryState.AMBIGUOUS, EntryState.REJECTED),
+        (EntryState.AMBIGUOUS, EntryState.REPLACED),
+        (EntryState.ACCEPTED, EntryState.CONFIRMED),
+        (EntryState.ACCEPTED, EntryState.REJECTED),
+        (EntryState.ACCEPTED, EntryState.REPLACED),
+    }
+)
+
+
+class Outcome(StrEnum):
+    """What one attempt came to."""
+
+    OK = "ok"  # 2xx that echoes our identifier
+    DUPLICATE = "duplicate"  # Stripe holds an event of this identifier
+    NOT_EXECUTED = "not_executed"  # provably not executed: 429, connection refused, never sent
+    REJECTED = "rejected"  # a definitive 4xx
+    UNKNOWN = "unknown"  # timeout, reset, 5xx, an answer that is not Stripe's
+
+
+class HoldReason(StrEnum):
+    """Why an amount waits for a person; it stays owed and is shown as such."""
+
+    REJECTED = "rejected_by_stripe"
+    TOO_OLD = "older_than_stripe_accepts"
+    TOO_LARGE = "more_digits_than_stripe_accepts"
+    NO_SLOT = "no_minute_left_in_window"
+
+
+class DuplicateWithoutAttempt(Exception):
+    """Stripe knows an identifier that this ledger never sent: a restored or foreign ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The next entry of a window: its number, its amount and its own minute."""
+
+    sequence: int
+    value: int
+    slot_at: datetime
+
+
+def state_after(outcome: Outcome, *, earlier_unknown: bool) -> EntryState:
+    """The state that an attempt's outcome leads to from `ambiguous`.
+
+    `earlier_unknown`: an earlier attempt of the same entry may have been executed.
+    Raises `DuplicateWithoutAttempt` where Stripe's duplicate cannot stem from us.
+    """
+    match outcome:
+        case Outcome.OK:
+            return EntryState.ACCEPTED
+        case Outcome.DUPLICATE:
+            if not earlier_unknown:
+                raise DuplicateWithoutAttempt
+            return EntryState.ACCEPTED
+        case Outcome.NOT_EXECUTED:
+            return EntryState.AMBIGUOUS if earlier_unknown else EntryState.PENDING
+        case Outcome.REJECTED:
+            # The first attempt may have counted before, say, the meter was archived; only a summary can tell.
+            return EntryState.AMBIGUOUS if earlier_unknown else EntryState.REJECTED
+        case Outcome.UNKNOWN:
+            return EntryState.AMBIGUOUS
+
+
+def decide_cut(
+    *,
+    target: int,
+    stated: int,
+    next_sequence: int,
+    last_slot_at: datetime | None,
+    starts_at: datetime,
+    ends_at: datetime,
+    now: datetime,
+    past_max: timedelta,
+) -> Cut | HoldReason | None:
+    """The entry that brings what is stated to the target; a reason when it cannot be; None when nothing is owed.
+
+    `stated` is the sum of the window's entries that are neither rejected nor replaced.
+    `last_slot_at` is the latest minute that any entry of the customer and meter owns inside the window.
+    `past_max` is how old a Stripe timestamp may be.
+    """
+    value = target - stated
+    if value == 0:
+        return None
+    if abs(value) > VALUE_MAX:
+        return HoldReason.TOO_LARGE
+    slot = next_slot(starts_at, ends_at, after=last_slot_at)
+    if slot is None:
+        return HoldReason.NO_SLOT
+    if slot < now - past_max:
+        return HoldReason.TOO_OLD
+    return Cut(next_sequence, value, slot)
+
+
+def retry_delay(attempts: int) -> timedelta:
+    """How long to wait after the nth attempt that brought no certainty: 5 s doubling to 10 min."""
+    return min(timedelta(seconds=5) * (1 << min(attempts - 1, 10)), timedelta(minutes=10))

@@ -1,0 +1,39 @@
+"""Where usage belongs in time: UTC clock hours, and the minutes inside them that entries own.
+
+Aggregation cuts time into windows in SQL; the cutter asks here for an entry's slot.
+All instants are aware; every calculation is done in UTC, so no zone's clock change can move usage.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+
+
+def utc(instant: datetime) -> datetime:
+    """The same instant in UTC.  Raises `ValueError` for a naive datetime."""
+    if instant.tzinfo is None:
+        raise ValueError(f"{instant.isoformat()} has no time zone")
+    return instant.astimezone(UTC)
+
+
+def hour_of(instant: datetime) -> datetime:
+    """The start of the UTC clock hour that contains `instant`."""
+    return utc(instant).replace(minute=0, second=0, microsecond=0)
+
+
+def next_slot(starts_at: datetime, ends_at: datetime, *, after: datetime | None) -> datetime | None:
+    """The first whole minute inside [starts_at, ends_at) that comes after `after`, or None when there is none.
+
+    A slot is an entry's Stripe timestamp; because no two entries of a customer and meter share one, Stripe's
+    minute summaries can prove each entry alone.
+    """
+    slot = _first_minute(starts_at) if after is None else utc(after) + MINUTE
+    return slot if slot + MINUTE <= ends_at else None
+
+
+def _first_minute(starts_at: datetime) -> datetime:
+    floor = utc(starts_at).replace(second=0, microsecond=0)
+    return floor if floor == utc(starts_at) else floor + MINUTE

@@ -1,0 +1,88 @@
+"""Asset checks of the usage flow: the contract before anything is cut, the reconciliation at the end.
+
+A blocking check stops what follows only inside its own run, so the flow repeats the contract's verdict at the gate.
+"""
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+from billing_pipeline.orchestration.metadata import difference_text
+from billing_pipeline.orchestration.resources import BillingResource
+from billing_pipeline.orchestration.usage_assets import billable_events, usage_reconciliation
+from billing_pipeline.reconciliation.reconcile import reconcile
+from billing_pipeline.usage.contract import ContractReport, Fault, Severity, latest_report
+
+
+@dg.asset_check(asset=billable_events, blocking=True)
+def source_has_the_contract_columns(billing: BillingResource) -> dg.AssetCheckResult:
+    """The source exists and has every column of the contract, with its type; nothing can be read otherwise."""
+    with billing.usage_flow() as flow:
+        report = latest_report(flow.connection)
+    found = _faults(report, {"source_missing", "source_columns_wrong"})
+    return _result(found, dg.AssetCheckSeverity.ERROR)
+
+
+@dg.asset_check(asset=billable_events, blocking=True)
+def lookback_has_events(billing: BillingResource) -> dg.AssetCheckResult:
+    """There are events in the lookback; an empty table is no proof that nothing is wrong.
+
+    Stops the flush only with STRIPE_BILLING_CONTRACT_FAIL_CLOSED.
+    """
+    with billing.usage_flow() as flow:
+        report = latest_report(flow.connection)
+        fail_closed = flow.settings.stripe_billing_contract_fail_closed
+    severity = dg.AssetCheckSeverity.ERROR if fail_closed else dg.AssetCheckSeverity.WARN
+    return _result(_faults(report, {"lookback_empty"}), severity)
+
+
+@dg.asset_check(asset=billable_events)
+def rows_pass_the_contract(billing: BillingResource) -> dg.AssetCheckResult:
+    """No row was put into quarantine by the last validation; those that were wait there and stop nobody else."""
+    with billing.usage_flow() as flow:
+        report = latest_report(flow.connection)
+    found = [fault for fault in report.faults if fault.severity is Severity.ROW] if report else []
+    return _result(found, dg.AssetCheckSeverity.WARN)
+
+
+@dg.asset_check(asset=billable_events)
+def organizations_are_mapped(billing: BillingResource) -> dg.AssetCheckResult:
+    """Every organization with usage has a Stripe customer; usage of one without is owed and not sent."""
+    with billing.usage_flow() as flow:
+        report = latest_report(flow.connection)
+    return _result(_faults(report, {"organization_unmapped"}), dg.AssetCheckSeverity.WARN)
+
+
+@dg.asset_check(asset=usage_reconciliation)
+def source_ledger_and_stripe_agree(billing: BillingResource) -> dg.AssetCheckResult:
+    """Every difference between source, ledger and Stripe has a reason that the ledger knows."""
+    with billing.usage_flow() as flow:
+        report = reconcile(flow.connection, settings=flow.settings, catalogue=flow.catalogue, now=flow.clock())
+    return dg.AssetCheckResult(
+        passed=not report.faults,
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata={"unexplained": len(report.faults), "differences": difference_text(report)},
+    )
+
+
+USAGE_CHECKS = [
+    source_has_the_contract_columns,
+    lookback_has_events,
+    rows_pass_the_contract,
+    organizations_are_mapped,
+    source_ledger_and_stripe_agree,
+]
+
+
+def _faults(report: ContractReport | None, reasons: set[str]) -> list[Fault]:
+    return [fault for fault in report.faults if fault.reason in reasons] if report else []
+
+
+def _result(found: Iterable[Fault], severity: dg.AssetCheckSeverity) -> dg.AssetCheckResult:
+    faults = list(found)
+    return dg.AssetCheckResult(
+        passed=not faults,
+        severity=severity,
+        description="; ".join(f"{fault.reason}: {fault.count}" for fault in faults) or None,
+        metadata={fault.reason: ", ".join(fault.samples) or str(fault.count) for fault in faults},
+    )

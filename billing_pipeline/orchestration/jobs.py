@@ -1,0 +1,33 @@
+"""The jobs and schedules that drive the flows.
+
+A flush follows the ledger's state, never "its hour": a missed tick is not caught up, because the next one does all
+that is left.
+"""
+
+import dagster as dg
+
+from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS
+
+# Standing apart from the assets' checks would let a hand-started run skip them; an asset job carries its checks along.
+usage_flush = dg.define_asset_job(
+    "usage_flush",
+    selection=dg.AssetSelection.assets(*USAGE_ASSETS),
+    description="Validate, aggregate, cut, submit, confirm and reconcile, once.",
+    # Below the hourly period: a run whose process was killed must not hold its place for ever.
+    tags={"dagster/max_runtime": "2700"},
+)
+
+
+@dg.schedule(
+    job=usage_flush,
+    cron_schedule="13 * * * *",
+    execution_timezone="UTC",
+    description="Every hour at minute 13, when the hour before has closed and its stragglers had their grace.",
+)
+def hourly_usage_flush(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    """Off until somebody turns it on in the UI."""
+    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
+
+
+JOBS = [usage_flush]
+SCHEDULES = [hourly_usage_flush]

@@ -1,0 +1,68 @@
+"""Builds the SDK's client from the settings, and turns its errors into ours, once.
+
+Used by every other module here.  The messages made here carry Stripe's words and request id, never a key or a body.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import stripe
+
+from billing_pipeline.errors import StripeRefused, StripeUnavailable
+from billing_pipeline.settings import Settings, mask
+
+stripe.enable_telemetry = False
+# At DEBUG the SDK logs whole request bodies.
+logging.getLogger("stripe").setLevel(logging.WARNING)
+
+AUTH_ERRORS = (stripe.AuthenticationError, stripe.PermissionError)
+
+
+def make_client(settings: Settings, http_client: stripe.HTTPClient | None = None) -> stripe.StripeClient:
+    """A client with our key and addresses; it never retries by itself."""
+    return stripe.StripeClient(
+        settings.stripe_key,
+        base_addresses=settings.stripe_base_addresses,  # type: ignore[arg-type] # a TypedDict of the same two keys
+        max_network_retries=0,
+        http_client=http_client or stripe.RequestsClient(timeout=settings.stripe_timeout_seconds),
+    )
+
+
+def account_id(client: stripe.StripeClient, settings: Settings) -> str:
+    """The id of the account the key belongs to.  Raises `StripeUnavailable` or `StripeRefused`."""
+    with translated_errors(settings):
+        return client.v1.accounts.retrieve_current().id
+
+
+@contextmanager
+def translated_errors(settings: Settings) -> Iterator[None]:
+    """Raise ours for the SDK's: `StripeUnavailable` where trying later may help, `StripeRefused` where not."""
+    try:
+        yield
+    except AUTH_ERRORS as exc:
+        key = mask(settings.stripe_key)
+        raise StripeRefused(
+            f"Stripe refuses the key {key}: {stripe_words(exc)}. Check STRIPE_SECRET_KEY and its scopes."
+        ) from None
+    except stripe.APIConnectionError:
+        where = settings.stripe_base_addresses.get("api", "api.stripe.com")
+        hint = " Start it with `make up`, or set STRIPE_SECRET_KEY." if settings.uses_simulator else ""
+        raise StripeUnavailable(f"Stripe does not answer at {where}; nothing was changed.{hint}") from None
+    except (stripe.RateLimitError, stripe.APIError) as exc:
+        raise StripeUnavailable(f"Stripe cannot serve the request now: {stripe_words(exc)}. Try again later.") from None
+    except stripe.StripeError as exc:
+        raise StripeRefused(f"Stripe refused: {stripe_words(exc)}.") from None
+
+
+def stripe_words(exc: stripe.StripeError) -> str:
+    """Stripe's own message, if its answer had one, with the request id.
+
+    Only the parsed message is used: the SDK's text holds the whole body when an answer is malformed.
+    """
+    error = exc.json_body.get("error") if isinstance(exc.json_body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    text = str(message) if message else f"HTTP {exc.http_status}"
+    return f"{text.rstrip('.')} (request {exc.request_id})" if exc.request_id else text.rstrip(".")

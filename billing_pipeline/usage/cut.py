@@ -1,0 +1,176 @@
+"""Stage 3: turn the difference between a closed window's target and what was stated into a ledger entry.
+
+The window's row lock serializes cutters; at most one entry of a window is open, so the next delta waits until the
+outcome of the last is known.  Nothing is sent here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from psycopg import Connection
+
+from billing_pipeline.database import queries
+from billing_pipeline.domain.catalogue import Catalogue
+from billing_pipeline.domain.entries import Cut, HoldReason, decide_cut
+from billing_pipeline.domain.identifiers import entry_identifier
+from billing_pipeline.usage.gate import Identity
+
+BATCH_SIZE = 2_000
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class CutReport:
+    """What one cut stated: entries, the units they add and take back, and windows that must wait for a person."""
+
+    entries: int = 0
+    units_added: int = 0
+    units_taken_back: int = 0
+    windows_held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFacts:
+    """A locked window and what its entries have stated so far."""
+
+    window_id: int
+    organization_id: str
+    stripe_customer_id: str
+    meter: str
+    starts_at: datetime
+    ends_at: datetime
+    target: Decimal
+    stated: Decimal
+    next_sequence: int
+    open_or_held: bool
+    last_slot_at: datetime | None
+
+
+def cut(
+    connection: Connection[Any],
+    *,
+    catalogue: Catalogue,
+    identity: Identity,
+    grace: timedelta,
+    past_max: timedelta,
+    clock: Callable[[], datetime],
+) -> CutReport:
+    """Cut every window that closed at least `grace` ago, in batches of one transaction each."""
+    event_names = {meter.name: meter.event_name for meter in catalogue.meters}
+    now = clock()
+    report = CutReport()
+    after: tuple[datetime, int] = (_BEGINNING, 0)
+    while True:
+        with connection.transaction():
+            due = queries.fetch_dicts(
+                connection,
+                "lock_windows_due_for_cut",
+                {
+                    "closed_before": now - grace,
+                    "after_ends_at": after[0],
+                    "after_window_id": after[1],
+                    "meters": list(event_names),
+                    "limit": BATCH_SIZE,
+                },
+            )
+            if not due:
+                return report
+            after = (due[-1]["ends_at"], due[-1]["window_id"])
+            report = _cut_batch(
+                connection, [row["window_id"] for row in due], event_names, identity, past_max, now, report
+            )
+
+
+def _cut_batch(
+    connection: Connection[Any],
+    window_ids: list[int],
+    event_names: dict[str, str],
+    identity: Identity,
+    past_max: timedelta,
+    now: datetime,
+    report: CutReport,
+) -> CutReport:
+    facts = queries.fetch(
+        connection,
+        "facts_for_cut",
+        WindowFacts,
+        {"window_ids": window_ids, "meters": list(event_names), "event_names": list(event_names.values())},
+    )
+    entries: list[tuple[WindowFacts, Cut]] = []
+    held: list[tuple[int, HoldReason]] = []
+    settled: list[int] = []
+    for window in facts:
+        if window.open_or_held:
+            continue
+        decision = decide_cut(
+            target=int(window.target),
+            stated=int(window.stated),
+            next_sequence=window.next_sequence,
+            last_slot_at=window.last_slot_at,
+            starts_at=window.starts_at,
+            ends_at=window.ends_at,
+            now=now,
+            past_max=past_max,
+        )
+        if isinstance(decision, HoldReason):
+            held.append((window.window_id, decision))
+            continue
+        settled.append(window.window_id)
+        if decision is not None:
+            entries.append((window, decision))
+    _insert(connection, entries, event_names, identity, now)
+    queries.execute(connection, "settle_windows", {"window_ids": settled})
+    queries.execute(
+        connection, "hold_windows", {"window_ids": [i for i, _ in held], "reasons": [str(r) for _, r in held]}
+    )
+    values = [decision.value for _, decision in entries]
+    return CutReport(
+        entries=report.entries + len(entries),
+        units_added=report.units_added + sum(value for value in values if value > 0),
+        units_taken_back=report.units_taken_back - sum(value for value in values if value < 0),
+        windows_held=report.windows_held + len(held),
+    )
+
+
+def _insert(
+    connection: Connection[Any],
+    entries: list[tuple[WindowFacts, Cut]],
+    event_names: dict[str, str],
+    identity: Identity,
+    now: datetime,
+) -> None:
+    if not entries:
+        return
+    queries.execute(
+        connection,
+        "insert_entries",
+        {
+            "epoch": identity.epoch,
+            "now": now,
+            "window_ids": [window.window_id for window, _ in entries],
+            "sequences": [decision.sequence for _, decision in entries],
+            "customers": [window.stripe_customer_id for window, _ in entries],
+            "event_names": [event_names[window.meter] for window, _ in entries],
+            "values": [decision.value for _, decision in entries],
+            "slots": [decision.slot_at for _, decision in entries],
+            "identifiers": [
+                entry_identifier(
+                    stripe_account=identity.stripe_account,
+                    livemode=identity.livemode,
+                    event_name=event_names[window.meter],
+                    organization_id=window.organization_id,
+                    stripe_customer_id=window.stripe_customer_id,
+                    starts_at=window.starts_at,
+                    ends_at=window.ends_at,
+                    sequence=decision.sequence,
+                    epoch=identity.epoch,
+                )
+                for window, decision in entries
+            ],
+        },
+    )
