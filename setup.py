@@ -42,7 +42,6 @@ setup(
         "pydantic-settings",
         "rich",
         "sqlalchemy>=2.1,<3",
-        "starlette",
         "stripe>=16.1,<17",
         "typer",
         "uvicorn[standard]",

@@ -63,7 +63,8 @@ def parse_catalogue(text: str, *, origin: str) -> Catalogue:
     except tomllib.TOMLDecodeError as exc:
         raise CatalogueError(f"{origin} is not valid TOML: {exc}.") from None
     faults = [f"unknown key {key!r}" for key in document.keys() - {"meters", "ignored_event_types"}]
-    meters = [_meter(name, entry, faults) for name, entry in document.get("meters", {}).items()]
+    tables = document.get("meters", {})
+    meters = [_meter(name, entry, faults) for name, entry in tables.items()] if isinstance(tables, dict) else []
     if not meters:
         faults.append("no [meters.NAME] table; at least one meter is needed")
     ignored = document.get("ignored_event_types", [])
@@ -98,7 +99,8 @@ def _meter(name: str, entry: Any, faults: list[str]) -> Meter | None:
         faults.append(f"{where}: event_name must be 1 to {EVENT_NAME_LENGTH_MAX} characters")
     # A TOML float has already lost its exact value, so fractions are written as text.
     scale = entry.get("unit_scale", 1)
-    if isinstance(scale, bool) or not re.fullmatch(r"\d{1,12}(\.\d{1,12})?", str(scale)) or isinstance(scale, float):
+    is_exact = isinstance(scale, (int, str)) and not isinstance(scale, bool)
+    if not is_exact or not re.fullmatch(r"\d{1,12}(\.\d{1,12})?", str(scale)):
         faults.append(f'{where}: unit_scale must be a whole number, or a decimal in quotes such as "0.001"')
     elif Decimal(str(scale)) == 0:
         faults.append(f"{where}: unit_scale must be above 0")

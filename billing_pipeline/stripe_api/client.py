@@ -18,6 +18,9 @@ stripe.enable_telemetry = False
 # At DEBUG the SDK logs whole request bodies.
 logging.getLogger("stripe").setLevel(logging.WARNING)
 
+StripeClient = stripe.StripeClient
+"""For callers to name the type; what they may do with it is hand it to this package's functions."""
+
 AUTH_ERRORS = (stripe.AuthenticationError, stripe.PermissionError)
 
 

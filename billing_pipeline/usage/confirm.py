@@ -7,7 +7,7 @@ the entry's own minute decides.  Absence proves nothing here: a summary may simp
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from psycopg import Connection
 
 from billing_pipeline.database import queries
 from billing_pipeline.domain.entries import EntryState
-from billing_pipeline.domain.windows import HOUR
+from billing_pipeline.domain.windows import HOUR, hour_of
 from billing_pipeline.errors import LedgerFrozen
 from billing_pipeline.usage.gate import freeze
 
@@ -69,46 +69,48 @@ def confirm(connection: Connection[Any], reader: SummaryReader, *, clock: Callab
     report = ConfirmReport()
     for lane, hours in by_lane.items():
         customer, event_name = lane
-        observed = reader.hours(event_name, customer, min(hours), max(hours) + HOUR)
-        _store_summaries(connection, lane, {hour: observed.get(hour, 0) for hour in hours}, clock())
-        for hour in hours:
-            entries = _entries_of_hour(connection, lane, hour)
-            proved = _prove(connection, reader, lane, entries, observed.get(hour, 0), clock())
-            waiting = [entry for entry in entries if entry.state == EntryState.ACCEPTED]
-            report = ConfirmReport(
-                report.confirmed + len(proved),
-                report.units_confirmed + sum(entry.value for entry in proved),
-                report.waiting + len(waiting) - sum(entry in proved for entry in waiting),
-            )
+        shown = reader.hours(event_name, customer, min(hours), max(hours) + HOUR)
+        observed = {hour: shown.get(hour, 0) for hour in hours}
+        _store_summaries(connection, lane, observed, clock())
+        entries = _entries(connection, lane, hours)
+        proved = {
+            entry.entry_id: granularity
+            for hour, units in observed.items()
+            for entry, granularity in _proved(connection, reader, lane, entries.get(hour, []), units, clock)
+        }
+        _store_proof(connection, proved, clock())
+        stated = [entry for of_hour in entries.values() for entry in of_hour]
+        report = ConfirmReport(
+            report.confirmed + len(proved),
+            report.units_confirmed + sum(entry.value for entry in stated if entry.entry_id in proved),
+            report.waiting
+            + sum(entry.state == EntryState.ACCEPTED and entry.entry_id not in proved for entry in stated),
+        )
     return report
 
 
-def _prove(
+def _proved(
     connection: Connection[Any],
     reader: SummaryReader,
     lane: Lane,
     entries: list[StatedEntry],
     observed: int,
-    now: datetime,
-) -> list[StatedEntry]:
-    """The entries proved by this hour, with their evidence stored."""
+    clock: Callable[[], datetime],
+) -> Iterator[tuple[StatedEntry, str]]:
+    """The entries of one hour that Stripe shows, each with what showed it: the hour or its own minute."""
     undecided = [entry for entry in entries if entry.state in (EntryState.AMBIGUOUS, EntryState.ACCEPTED)]
     certain = all(entry.state != EntryState.AMBIGUOUS for entry in entries)
     if certain and observed == sum(entry.value for entry in entries):
-        granularity, proved = "hour", undecided
-    else:
-        granularity = "minute"
-        proved = [entry for entry in undecided if _shown(connection, reader, lane, entry, now)]
-    queries.execute(
-        connection,
-        "confirm_entries",
-        {
-            "entry_ids": [entry.entry_id for entry in proved],
-            "granularities": [granularity] * len(proved),
-            "now": now,
-        },
-    )
-    return proved
+        yield from ((entry, "hour") for entry in undecided)
+        return
+    for entry in undecided:
+        if _shown(connection, reader, lane, entry, clock()):
+            yield entry, "minute"
+
+
+def _store_proof(connection: Connection[Any], proved: dict[int, str], now: datetime) -> None:
+    params = {"entry_ids": list(proved), "granularities": list(proved.values()), "now": now}
+    queries.execute(connection, "confirm_entries", params)
 
 
 def _shown(connection: Connection[Any], reader: SummaryReader, lane: Lane, entry: StatedEntry, now: datetime) -> bool:
@@ -124,10 +126,13 @@ def _shown(connection: Connection[Any], reader: SummaryReader, lane: Lane, entry
     return units == entry.value
 
 
-def _entries_of_hour(connection: Connection[Any], lane: Lane, hour: datetime) -> list[StatedEntry]:
+def _entries(connection: Connection[Any], lane: Lane, hours: list[datetime]) -> dict[datetime, list[StatedEntry]]:
     customer, event_name = lane
-    params = {"stripe_customer_id": customer, "event_name": event_name, "hour_at": hour}
-    return queries.fetch(connection, "entries_of_hour", StatedEntry, params)
+    params = {"stripe_customer_id": customer, "event_name": event_name, "start": min(hours), "end": max(hours) + HOUR}
+    found: dict[datetime, list[StatedEntry]] = defaultdict(list)
+    for entry in queries.fetch(connection, "stated_entries", StatedEntry, params):
+        found[hour_of(entry.slot_at)].append(entry)
+    return found
 
 
 def _store_summaries(connection: Connection[Any], lane: Lane, hours: dict[datetime, int], now: datetime) -> None:

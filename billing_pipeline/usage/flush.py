@@ -13,14 +13,13 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-import stripe
 from psycopg import Connection
 
 from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.database.connection import connect
 from billing_pipeline.settings import Level, Settings
 from billing_pipeline.stripe_api.catalogue import active_meters, require_meters
-from billing_pipeline.stripe_api.client import account_id, make_client
+from billing_pipeline.stripe_api.client import StripeClient, account_id, make_client
 from billing_pipeline.stripe_api.meter_events import V1MeterSink
 from billing_pipeline.stripe_api.summaries import hour_summaries, minute_summary
 from billing_pipeline.usage import gate
@@ -60,7 +59,7 @@ class UsageFlow:
         self._database_url = database_url
 
     @cached_property
-    def stripe(self) -> stripe.StripeClient:
+    def stripe(self) -> StripeClient:
         """The client for everything but sending."""
         return make_client(self.settings)
 

@@ -45,9 +45,8 @@ def bind(connection: Connection[Any], *, stripe_account: str, livemode: bool, no
 def require_open(identity: Identity) -> None:
     """Raises `LedgerFrozen` with the reason when the ledger is frozen."""
     if identity.frozen_reason is not None:
-        raise LedgerFrozen(
-            f"The ledger is frozen since {identity.frozen_at:%Y-%m-%d %H:%M} UTC: {identity.frozen_reason}"
-        )
+        since = f"{identity.frozen_at:%Y-%m-%d %H:%M} UTC"
+        raise LedgerFrozen(f"The ledger is frozen since {since}: {identity.frozen_reason}. Nothing was sent.")
 
 
 def freeze(connection: Connection[Any], reason: str, *, now: datetime) -> None:

@@ -7,11 +7,11 @@ SELECT stripe_customer_id, event_name, date_trunc('hour', slot_at, 'UTC') AS hou
  ORDER BY hour_at, stripe_customer_id, event_name
  LIMIT %(limit)s;
 
--- name: entries_of_hour
+-- name: stated_entries
 SELECT entry_id, state::text AS state, value, slot_at
   FROM ledger_entries
  WHERE stripe_customer_id = %(stripe_customer_id)s AND event_name = %(event_name)s
-   AND slot_at >= %(hour_at)s AND slot_at < %(hour_at)s + interval '1 hour'
+   AND slot_at >= %(start)s AND slot_at < %(end)s
    AND state IN ('ambiguous', 'accepted', 'confirmed', 'adopted')
  ORDER BY slot_at;
 

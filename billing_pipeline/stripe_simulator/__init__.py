@@ -1,0 +1,12 @@
+"""A stateful local Stripe for development, the demo and tests; the flows never import it.
+
+    server (HTTP, loopback) -> core -> resource modules -> records -> journal -> state
+                                 |                                       ^
+                                 +---- saved answers, calls in flight     +-- read again at every start
+
+A resource module looks at the state and decides; it never changes anything itself.
+What it decides is a list of records; the core writes them to the journal and only then applies them to the
+state, so the state is always what the journal says and a restart forgets nothing.
+The core does no I/O but the journal and reads no clock but its own, so it also runs without HTTP under a
+virtual clock.
+"""

@@ -1,0 +1,61 @@
+"""What a resource module receives and what it gives back.
+
+The core makes a `Call` of an authenticated request; an endpoint answers with a body when it only read, or with
+the records that would change the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from billing_pipeline.stripe_simulator.journal import Record
+from billing_pipeline.stripe_simulator.state import State
+from billing_pipeline.stripe_simulator.wire import Body
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One authenticated request: when, on what (`target`, the id in the path), with which parameters.
+
+    `hold` reserves something for as long as the call is being processed and refuses when another call has it.
+    `lag_of` tells how long a meter event stays invisible in the summaries.
+    """
+
+    now: datetime
+    target: str
+    params: Mapping[str, Any]
+    hold: Callable[[Hashable], None]
+    lag_of: Callable[[Record], timedelta]
+
+    @property
+    def epoch(self) -> int:
+        """Now, in whole epoch seconds, as Stripe states times."""
+        return int(self.now.timestamp())
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Records to journal and apply together; the last one is what the request is answered with."""
+
+    records: tuple[Record, ...]
+
+
+Endpoint = Callable[[State, Call], Body | Write]
+
+
+def created(kind: str, body: Body) -> Record:
+    """A new object, whole."""
+    return {"kind": kind, "change": "created", "object": body}
+
+
+def updated(kind: str, body: Body) -> Record:
+    """An object as it is after the change, whole."""
+    return {"kind": kind, "change": "updated", "object": body}
+
+
+def deleted(kind: str, stripe_name: str, id: str) -> Record:
+    """What Stripe shows of an object after it is gone."""
+    return {"kind": kind, "change": "deleted", "object": {"id": id, "object": stripe_name, "deleted": True}}

@@ -1,0 +1,80 @@
+"""Customers: who a meter event's usage belongs to.
+
+Deleting one cancels its subscriptions and refuses its further meter events; Stripe still shows the stub of it.
+"""
+
+from __future__ import annotations
+
+from billing_pipeline.stripe_simulator.calls import Call, Write, created, deleted, updated
+from billing_pipeline.stripe_simulator.lists import PAGING, page
+from billing_pipeline.stripe_simulator.parameters import Check, checked, string_map, text
+from billing_pipeline.stripe_simulator.state import State
+from billing_pipeline.stripe_simulator.subscriptions import canceled, subscriptions_of
+from billing_pipeline.stripe_simulator.wire import Body, no_such
+
+_FIELDS: dict[str, Check] = {"name": text(256), "email": text(512), "description": text(), "phone": text(20)}
+
+
+def create_customer(state: State, call: Call) -> Write:
+    """POST /v1/customers"""
+    given = checked(call.params, optional={**_FIELDS, "metadata": string_map})
+    customer = {
+        "id": state.new_id("customer", "cus"),
+        "object": "customer",
+        "balance": 0,
+        "created": call.epoch,
+        "currency": None,
+        "delinquent": False,
+        "description": given.get("description"),
+        "email": given.get("email"),
+        "livemode": False,
+        "metadata": given.get("metadata", {}),
+        "name": given.get("name"),
+        "phone": given.get("phone"),
+        "test_clock": None,
+    }
+    return Write((created("customer", customer),))
+
+
+def retrieve_customer(state: State, call: Call) -> Body:
+    """GET /v1/customers/{id}; of a deleted customer only the stub"""
+    checked(call.params)
+    customer = state.find("customer", call.target)
+    if customer is None:
+        raise no_such("customer", call.target)
+    return customer
+
+
+def list_customers(state: State, call: Call) -> Body:
+    """GET /v1/customers"""
+    given = checked(call.params, optional={**PAGING, "email": text(512)})
+    customers = (
+        customer for customer in state.newest_first("customer") if given.get("email") in (None, customer["email"])
+    )
+    return page(customers, given, url="/v1/customers", what="customer")
+
+
+def update_customer(state: State, call: Call) -> Write:
+    """POST /v1/customers/{id}; an empty metadata value removes its key, as Stripe does"""
+    given = checked(call.params, optional={**_FIELDS, "metadata": string_map})
+    customer = _living(state, call)
+    if "metadata" in given:
+        merged = {**customer["metadata"], **given["metadata"]} if given["metadata"] else {}
+        given["metadata"] = {key: value for key, value in merged.items() if value != ""}
+    return Write((updated("customer", {**customer, **given}),))
+
+
+def delete_customer(state: State, call: Call) -> Write:
+    """DELETE /v1/customers/{id}"""
+    checked(call.params)
+    customer = _living(state, call)
+    open_subscriptions = (s for s in subscriptions_of(state, customer["id"]) if s["status"] != "canceled")
+    cancellations = (updated("subscription", canceled(body, call.epoch)) for body in open_subscriptions)
+    return Write((*cancellations, deleted("customer", "customer", customer["id"])))
+
+
+def _living(state: State, call: Call) -> Body:
+    customer = state.live("customer", call.target)
+    if customer is None:
+        raise no_such("customer", call.target)
+    return customer

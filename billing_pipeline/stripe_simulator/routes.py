@@ -1,0 +1,63 @@
+"""Which endpoint answers which method and path: the part of Stripe's API that the simulator knows.
+
+Consulted by the core; a path it does not find is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+from billing_pipeline.stripe_simulator import (
+    account,
+    catalogue,
+    customers,
+    meter_events,
+    meters,
+    subscriptions,
+    summaries,
+)
+from billing_pipeline.stripe_simulator.calls import Endpoint
+from billing_pipeline.stripe_simulator.wire import Refusal
+
+ENDPOINTS: dict[tuple[str, str], Endpoint] = {
+    ("GET", "/v1/account"): account.retrieve_account,
+    ("POST", "/v1/products"): catalogue.create_product,
+    ("GET", "/v1/products"): catalogue.list_products,
+    ("GET", "/v1/products/{id}"): catalogue.retrieve_product,
+    ("POST", "/v1/prices"): catalogue.create_price,
+    ("GET", "/v1/prices"): catalogue.list_prices,
+    ("GET", "/v1/prices/{id}"): catalogue.retrieve_price,
+    ("POST", "/v1/billing/meters"): meters.create_meter,
+    ("GET", "/v1/billing/meters"): meters.list_meters,
+    ("GET", "/v1/billing/meters/{id}"): meters.retrieve_meter,
+    ("POST", "/v1/billing/meters/{id}"): meters.update_meter,
+    ("POST", "/v1/billing/meters/{id}/deactivate"): meters.deactivate_meter,
+    ("POST", "/v1/billing/meters/{id}/reactivate"): meters.reactivate_meter,
+    ("GET", "/v1/billing/meters/{id}/event_summaries"): summaries.list_summaries,
+    ("POST", "/v1/billing/meter_events"): meter_events.create_meter_event,
+    ("POST", "/v1/customers"): customers.create_customer,
+    ("GET", "/v1/customers"): customers.list_customers,
+    ("GET", "/v1/customers/{id}"): customers.retrieve_customer,
+    ("POST", "/v1/customers/{id}"): customers.update_customer,
+    ("DELETE", "/v1/customers/{id}"): customers.delete_customer,
+    ("POST", "/v1/subscriptions"): subscriptions.create_subscription,
+    ("GET", "/v1/subscriptions"): subscriptions.list_subscriptions,
+    ("GET", "/v1/subscriptions/{id}"): subscriptions.retrieve_subscription,
+    ("DELETE", "/v1/subscriptions/{id}"): subscriptions.cancel_subscription,
+}
+
+
+def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
+    """The endpoint, and the id in the path ("" when there is none).  Raises `Refusal` (404)."""
+    exact = ENDPOINTS.get((method, path))
+    if exact is not None:
+        return exact, ""
+    parts = path.split("/")
+    # The id is the last part, or the one before an action such as /deactivate.
+    for position in (len(parts) - 1, len(parts) - 2):
+        template = "/".join((*parts[:position], "{id}", *parts[position + 1 :]))
+        endpoint = ENDPOINTS.get((method, template))
+        if endpoint is not None and parts[position]:
+            return endpoint, parts[position]
+    raise Refusal(
+        404,
+        f"Unrecognized request URL ({method}: {path}). The simulator answers a part of Stripe's API only.",
+    )

@@ -1,0 +1,71 @@
+"""Everything the simulator knows, as the fold of its journal.
+
+`State.apply` is the only place that changes it, and it takes nothing but a journal record; the resource
+modules only read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from billing_pipeline.stripe_simulator.counted import CountedMeterEvents
+from billing_pipeline.stripe_simulator.idempotency import SavedAnswers
+from billing_pipeline.stripe_simulator.journal import Record
+from billing_pipeline.stripe_simulator.wire import Body
+
+
+class State:
+    """The account, its objects by kind and id, its counted meter events and its saved answers."""
+
+    def __init__(self, identifier_horizon: timedelta) -> None:
+        self.line = 0
+        self.meter_events = CountedMeterEvents(identifier_horizon)
+        self.saved_answers = SavedAnswers()
+        self.active_meters: dict[str, Body] = {}
+        self._objects: dict[str, dict[str, Body]] = {}
+
+    def apply(self, record: Record) -> None:
+        """Take one journal record into account."""
+        received_at = datetime.fromisoformat(record["received_at"])
+        if record["kind"] == "meter_event":
+            self.meter_events.add(record, received_at)
+        elif record["kind"] != "refusal":
+            self._put(record["kind"], record["object"])
+        if record.get("idempotency_key"):
+            self.saved_answers.add(record, received_at)
+        self.line = record["line"]
+
+    def _put(self, kind: str, body: Body) -> None:
+        self._objects.setdefault(kind, {})[body["id"]] = body
+        if kind == "meter" and body["status"] == "active":
+            self.active_meters[body["event_name"]] = body
+        elif kind == "meter" and self.active_meters.get(body["event_name"], {}).get("id") == body["id"]:
+            del self.active_meters[body["event_name"]]
+
+    def account_id(self) -> str:
+        """The one account, whose record opens the journal; every other id is derived from it."""
+        return next(iter(self._objects["account"]))
+
+    def find(self, kind: str, id: str) -> Body | None:
+        """An object as it was last recorded, deleted ones included; never change it in place."""
+        return self._objects.get(kind, {}).get(id)
+
+    def live(self, kind: str, id: str) -> Body | None:
+        """Like `find`, but a deleted object is not there."""
+        body = self.find(kind, id)
+        return None if body is None or body.get("deleted") else body
+
+    def newest_first(self, kind: str) -> Iterator[Body]:
+        """All objects of a kind that are not deleted, the last created first."""
+        return (body for body in reversed(self._objects.get(kind, {}).values()) if not body.get("deleted"))
+
+    def new_id(self, kind: str, prefix: str) -> str:
+        """The id of the next object of a kind; the same history always gives the same ids."""
+        return f"{prefix}_{self.digest(kind, len(self._objects.get(kind, {})) + 1)}"
+
+    def digest(self, *parts: object) -> str:
+        """24 characters that stand for these parts within this account."""
+        text = "/".join(map(str, (self.account_id(), *parts)))
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

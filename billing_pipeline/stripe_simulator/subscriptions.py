@@ -1,0 +1,182 @@
+"""Subscriptions and their billing periods.
+
+Since API version 2025-03-31 the period is stated on each item, not on the subscription.
+Periods are counted in months from the anchor and roll by themselves: they follow from the clock, not from a job.
+"""
+
+from __future__ import annotations
+
+import calendar
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from billing_pipeline.stripe_simulator.calls import Call, Write, created, updated
+from billing_pipeline.stripe_simulator.lists import PAGING, page
+from billing_pipeline.stripe_simulator.parameters import (
+    checked,
+    group,
+    integer,
+    one_of,
+    sequence,
+    string_map,
+    text,
+)
+from billing_pipeline.stripe_simulator.state import State
+from billing_pipeline.stripe_simulator.wire import Body, forbidden, invalid, no_such
+
+_MONTHS = {"month": 1, "year": 12}
+_ITEM = group({"price": text()}, {"quantity": integer(0), "metadata": string_map})
+
+
+def create_subscription(state: State, call: Call) -> Write:
+    """POST /v1/subscriptions"""
+    required = {"customer": text(), "items": sequence(_ITEM)}
+    given = checked(call.params, required, {"billing_cycle_anchor": integer(0), "metadata": string_map})
+    if state.live("customer", given["customer"]) is None:
+        raise no_such("customer", given["customer"], param="customer")
+    prices = [_price_of(state, item) for item in given["items"]]
+    if len({(p["currency"], _months(p)) for p in prices}) > 1:
+        raise invalid("All prices of a subscription must have the same currency and interval.", "items")
+    anchor = given.get("billing_cycle_anchor", call.epoch)
+    _refuse_far_anchor(anchor, call.epoch, _months(prices[0]))
+    id = state.new_id("subscription", "sub")
+    subscription = {
+        "id": id,
+        "object": "subscription",
+        "billing_cycle_anchor": anchor,
+        "cancel_at": None,
+        "cancel_at_period_end": False,
+        "canceled_at": None,
+        "collection_method": "charge_automatically",
+        "created": call.epoch,
+        "currency": prices[0]["currency"],
+        "customer": given["customer"],
+        "ended_at": None,
+        "items": {
+            "object": "list",
+            "data": [
+                _item(state, id, number, item, price, call.epoch)
+                for number, (item, price) in enumerate(zip(given["items"], prices, strict=True), start=1)
+            ],
+            "has_more": False,
+            "url": f"/v1/subscription_items?subscription={id}",
+        },
+        "latest_invoice": None,
+        "livemode": False,
+        "metadata": given.get("metadata", {}),
+        "start_date": call.epoch,
+        "status": "active",
+    }
+    return Write((created("subscription", with_periods(subscription, call.epoch)),))
+
+
+def _item(state: State, subscription: str, number: int, given: dict[str, Any], price: Body, epoch: int) -> Body:
+    item = {
+        "id": f"si_{state.digest(subscription, number)}",
+        "object": "subscription_item",
+        "created": epoch,
+        "metadata": given.get("metadata", {}),
+        "price": price,
+        "subscription": subscription,
+    }
+    metered = price["recurring"]["usage_type"] == "metered"
+    return item if metered else {**item, "quantity": given.get("quantity", 1)}
+
+
+def _price_of(state: State, item: dict[str, Any]) -> Body:
+    price = state.find("price", item["price"])
+    if price is None:
+        raise no_such("price", item["price"], param="items[price]")
+    if price["recurring"] is None or not price["active"]:
+        raise forbidden(f"The price '{price['id']}' is not an active recurring price.", param="items[price]")
+    if price["recurring"]["usage_type"] == "metered" and "quantity" in item:
+        raise invalid("A metered price takes no quantity; its usage comes from meter events.", "items[quantity]")
+    return price
+
+
+def _months(price: Body) -> int:
+    return _MONTHS[price["recurring"]["interval"]] * int(price["recurring"]["interval_count"])
+
+
+def _refuse_far_anchor(anchor: int, epoch: int, months: int) -> None:
+    # Stripe's rule: a future moment, not later than the first natural renewal.
+    if not epoch <= anchor <= add_months(epoch, months):
+        raise invalid(
+            "billing_cycle_anchor must lie between now and the first natural renewal.", "billing_cycle_anchor"
+        )
+
+
+def add_months(epoch: int, months: int) -> int:
+    """The same day and time of a later month, or that month's last day when it is shorter."""
+    start = datetime.fromtimestamp(epoch, UTC)
+    year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
+    day = min(start.day, calendar.monthrange(year, month + 1)[1])
+    return int(start.replace(year=year, month=month + 1, day=day).timestamp())
+
+
+def period_at(created: int, anchor: int, months: int, epoch: int) -> tuple[int, int]:
+    """The billing period [start, end) that holds `epoch`, in epoch seconds.
+
+    Counted from the anchor each time, so that a period anchored on the 31st returns to the 31st.
+    """
+    if epoch < anchor:
+        return created, anchor
+    begun, now = datetime.fromtimestamp(anchor, UTC), datetime.fromtimestamp(epoch, UTC)
+    count = ((now.year - begun.year) * 12 + now.month - begun.month) // months
+    if add_months(anchor, count * months) > epoch:
+        count -= 1
+    return add_months(anchor, count * months), add_months(anchor, (count + 1) * months)
+
+
+def with_periods(subscription: Body, epoch: int) -> Body:
+    """The subscription as Stripe shows it at `epoch`; a canceled one keeps the period it ended in."""
+    at = min(epoch, subscription["ended_at"] or epoch)
+    items = []
+    for item in subscription["items"]["data"]:
+        anchor, months = subscription["billing_cycle_anchor"], _months(item["price"])
+        start, end = period_at(subscription["created"], anchor, months, at)
+        items.append({**item, "current_period_start": start, "current_period_end": end})
+    return {**subscription, "items": {**subscription["items"], "data": items}}
+
+
+def subscriptions_of(state: State, customer: str | None) -> Iterator[Body]:
+    """A customer's subscriptions, or everybody's, newest first."""
+    return (body for body in state.newest_first("subscription") if customer in (None, body["customer"]))
+
+
+def canceled(subscription: Body, epoch: int) -> Body:
+    """The subscription as it is once canceled at `epoch`."""
+    return with_periods({**subscription, "status": "canceled", "canceled_at": epoch, "ended_at": epoch}, epoch)
+
+
+def retrieve_subscription(state: State, call: Call) -> Body:
+    """GET /v1/subscriptions/{id}"""
+    checked(call.params)
+    subscription = state.find("subscription", call.target)
+    if subscription is None:
+        raise no_such("subscription", call.target)
+    return with_periods(subscription, call.epoch)
+
+
+def list_subscriptions(state: State, call: Call) -> Body:
+    """GET /v1/subscriptions; canceled ones only when asked for, as Stripe does"""
+    optional = {**PAGING, "customer": text(), "price": text(), "status": one_of("active", "canceled", "all")}
+    given = checked(call.params, optional=optional)
+    status = given.get("status", "active")
+    subscriptions = (
+        with_periods(body, call.epoch)
+        for body in subscriptions_of(state, given.get("customer"))
+        if status in ("all", body["status"])
+        and ("price" not in given or any(i["price"]["id"] == given["price"] for i in body["items"]["data"]))
+    )
+    return page(subscriptions, given, url="/v1/subscriptions", what="subscription")
+
+
+def cancel_subscription(state: State, call: Call) -> Write:
+    """DELETE /v1/subscriptions/{id}, at once"""
+    checked(call.params)
+    subscription = state.find("subscription", call.target)
+    if subscription is None or subscription["status"] == "canceled":
+        raise no_such("subscription", call.target)
+    return Write((updated("subscription", canceled(subscription, call.epoch)),))

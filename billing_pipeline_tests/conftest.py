@@ -1,0 +1,8 @@
+"""Fixtures come from one plugin per concern."""
+
+pytest_plugins = [
+    "billing_pipeline_tests.fix_postgres",
+    "billing_pipeline_tests.fix_simulator",
+    "billing_pipeline_tests.fix_flow",
+    "billing_pipeline_tests.fix_proxy",
+]

@@ -1,0 +1,105 @@
+"""The catalogue is read whole or refused whole, with every fault named."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from billing_pipeline.domain.catalogue import Aggregation, parse_catalogue
+from billing_pipeline.errors import CatalogueError
+from billing_pipeline.settings import load_settings
+from billing_pipeline.usage.catalogue import load_catalogue
+
+GOOD = """
+ignored_event_types = ["login"]
+
+[meters.tokens]
+event_types = ["prompt", "answer"]
+aggregation = "sum"
+event_name = "llm_tokens"
+unit_scale = "0.001"
+
+[meters.requests]
+event_types = ["prompt"]
+aggregation = "count"
+"""
+
+
+def test_a_meter_has_its_name_as_event_name_and_a_scale_of_one_by_default():
+    tokens, requests = parse_catalogue(GOOD, origin="meters.toml").meters
+
+    assert (tokens.event_name, tokens.unit_scale, tokens.aggregation) == (
+        "llm_tokens",
+        Decimal("0.001"),
+        Aggregation.SUM,
+    )
+    assert (requests.event_name, requests.unit_scale) == ("requests", Decimal(1))
+
+
+def test_known_event_types_are_the_metered_and_the_ignored():
+    assert parse_catalogue(GOOD, origin="meters.toml").known_event_types == {"login", "prompt", "answer"}
+
+
+def test_the_version_follows_the_text():
+    version = parse_catalogue(GOOD, origin="a").version
+
+    assert version == parse_catalogue(GOOD, origin="b").version
+    assert version != parse_catalogue(GOOD + "\n#", origin="a").version
+
+
+def test_every_fault_is_named_at_once():
+    text = """
+    surprise = 1
+    ignored_event_types = ["b"]
+    [meters.Tokens]
+    event_types = []
+    aggregation = "average"
+    unit_scale = 0.1
+    colour = "red"
+    [meters.a]
+    event_types = ["a"]
+    aggregation = "sum"
+    event_name = "same"
+    [meters.b]
+    event_types = ["b"]
+    aggregation = "sum"
+    event_name = "same"
+    """
+
+    with pytest.raises(CatalogueError) as refusal:
+        parse_catalogue(text, origin="meters.toml")
+
+    for part in (
+        "meters.toml has 8 fault(s)",
+        "unknown key 'surprise'",
+        "lower case letters",
+        "at least one text",
+        "one of sum, count, not 'average'",
+        "decimal in quotes",
+        "unknown key 'colour'",
+        "share the event_name 'same'",
+        "'b' is both metered and ignored",
+    ):
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "[meters]", "not toml", 'meters = "x"', "[meters]\na = 1"])
+def test_a_catalogue_without_meters_is_refused(text):
+    with pytest.raises(CatalogueError, match=r"meters\.toml"):
+        parse_catalogue(text, origin="meters.toml")
+
+
+@pytest.mark.parametrize("scale", ["0", '"0.0"', '"-1"', "true", '"1e3"', '"NaN"', '""', "-1"])
+def test_a_scale_that_is_no_positive_plain_number_is_refused(scale):
+    with pytest.raises(CatalogueError, match="unit_scale"):
+        parse_catalogue(f'[meters.a]\nevent_types = ["a"]\naggregation = "sum"\nunit_scale = {scale}', origin="m")
+
+
+def test_the_packaged_catalogue_is_good():
+    assert load_catalogue(load_settings()).meters
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CatalogueError, match=r"absent\.toml cannot be read: No such file.*BILLING_METERS_FILE"):
+        load_catalogue(load_settings(billing_meters_file=tmp_path / "absent.toml"))

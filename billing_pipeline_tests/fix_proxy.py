@@ -1,0 +1,118 @@
+"""A proxy between a client and a server that loses things on purpose, one connection at a time.
+
+The unlucky moments of a network cannot be asked of a real server; this stands in front of one and makes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+import pytest
+
+
+class Mishap(StrEnum):
+    """What happens to the requests of one connection."""
+
+    NONE = "none"
+    LOSE_REQUEST = "lose_request"  # the server never sees it; the client sees the connection close
+    LOSE_ANSWER = "lose_answer"  # the server does the work; the client sees the connection close
+    CUT_ANSWER = "cut_answer"  # the client gets the first half of the answer
+    FOREIGN_ANSWER = "foreign_answer"  # a captive portal answers 200 with a page of its own
+    SERVER_ERROR = "server_error"  # the server does the work, then a gateway answers 502
+
+
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>"
+BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+
+
+class UnluckyProxy:
+    """Serves `url`; `mishaps` says what happens to the next connections, then all is well."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = (parts.hostname, parts.port)
+        self.mishaps: list[Mishap] = []
+        self.url = ""
+
+    async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set."""
+        server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        started.set()
+        await stop.wait()
+        server.close()
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        mishap = self.mishaps.pop(0) if self.mishaps else Mishap.NONE
+        try:
+            request = await _message(reader)
+            if mishap is Mishap.FOREIGN_ANSWER:
+                writer.write(PAGE)
+            elif mishap is not Mishap.LOSE_REQUEST:
+                answer = await self._ask(request)
+                writer.write(_delivered(answer, mishap))
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def _ask(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(*self._target)
+        writer.write(request)
+        answer = await _message(reader)
+        writer.close()
+        # One request a connection, so that a mishap concerns exactly one.
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return head + b"\r\nConnection: close\r\n\r\n" + body
+
+
+def _delivered(answer: bytes, mishap: Mishap) -> bytes:
+    match mishap:
+        case Mishap.LOSE_ANSWER:
+            return b""
+        case Mishap.CUT_ANSWER:
+            return answer[: len(answer) - 20]
+        case Mishap.SERVER_ERROR:
+            return BAD_GATEWAY
+        case _:
+            return answer
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
+    )
+    return head + await reader.readexactly(length)
+
+
+@contextmanager
+def unlucky_proxy(target: str) -> Iterator[UnluckyProxy]:
+    """A proxy in front of `target`, in a thread of its own."""
+    proxy, started, loops = UnluckyProxy(target), threading.Event(), []
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loops.append((asyncio.get_running_loop(), stop))
+        await proxy.serve(started, stop)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert started.wait(5), "the proxy did not start"
+    yield proxy
+    loop, stop = loops[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(5)
+
+
+@pytest.fixture
+def proxy(simulator) -> Iterator[UnluckyProxy]:
+    """A proxy in front of the simulator."""
+    with unlucky_proxy(simulator.url) as running:
+        yield running
