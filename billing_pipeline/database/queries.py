@@ -25,9 +25,7 @@ _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 def statements() -> dict[str, LiteralString]:
     """Every named statement of the package, by name."""
     found: dict[str, LiteralString] = {}
-    for file in sorted(
-        resources.files("billing_pipeline.database").joinpath("sql").iterdir(), key=lambda f: f.name
-    ):
+    for file in sorted(resources.files("billing_pipeline.database").joinpath("sql").iterdir(), key=lambda f: f.name):
         parts = _NAME.split(file.read_text(encoding="utf-8"))
         for name, body in zip(parts[1::2], parts[2::2], strict=True):
             if name in found:

@@ -235,9 +235,7 @@ ledger_entries = Table(
     Column("first_attempt_at", Instant),
     Column("last_attempt_at", Instant),
     Column("next_attempt_at", Instant, nullable=False, server_default=DATABASE_NOW),
-    Column(
-        "fence", BigInteger, nullable=False, server_default=text("0"), comment="who may record an outcome"
-    ),
+    Column("fence", BigInteger, nullable=False, server_default=text("0"), comment="who may record an outcome"),
     Column("lease_until", Instant),
     Column("hold_reason", Text, comment="not null: a person must release it before it is sent"),
     Column("created_at", Instant, nullable=False, server_default=DATABASE_NOW),

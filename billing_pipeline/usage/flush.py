@@ -177,11 +177,13 @@ def open_flow(settings: Settings, database_url: str) -> Iterator[UsageFlow]:
         yield UsageFlow(connection, database_url, settings)
 
 
-def flush(flow: UsageFlow, on_progress: Callable[[int], None] = lambda sent: None) -> FlushReport:
+def flush(
+    flow: UsageFlow, *, scope: Scope | None = None, on_progress: Callable[[int], None] = lambda sent: None
+) -> FlushReport:
     """Run every stage once, in order."""
     validates = flow.settings.stripe_billing_validate_contract_before_flush
     contract = flow.validate_contract() if validates else None
-    aggregation = flow.aggregate()
+    aggregation = flow.aggregate(scope)
     cut_report = flow.cut()
     submit_report = flow.submit(on_progress)
     return FlushReport(contract, aggregation, cut_report, submit_report, flow.confirm())

@@ -1,0 +1,120 @@
+"""`billing-pipeline import-events FILE`: put a file of usage into `billable_events`.
+
+Options and `--mapping` make one mapping; `usage/import_mapping.py` says what its keys mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from billing_pipeline.errors import UserError
+
+CONFLICTS_LEFT_OUT = 1
+"""Exit code: the rest was imported, and a person should look at what was not."""
+
+
+def import_events_command(
+    file: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
+    mapping: Annotated[Path | None, typer.Option(help="TOML file saying which column is what.")] = None,
+    time_column: Annotated[str | None, typer.Option(help="Default: occurred_at.")] = None,
+    assume_timezone: Annotated[
+        str | None, typer.Option(help="Time zone of times without an offset; they are refused without this.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Default: event_id.")] = None,
+    id_prefix: Annotated[
+        str | None, typer.Option(help="Make ids PREFIX:ROW; {fingerprint} in it stands for the file's contents.")
+    ] = None,
+    organization: Annotated[str | None, typer.Option(help="One organization for every row.")] = None,
+    organization_column: Annotated[str | None, typer.Option(help="Default: organization_id.")] = None,
+    row_modulo: Annotated[int | None, typer.Option(help="Deal rows out to org-0001 ... org-N.")] = None,
+    event: Annotated[
+        list[str] | None, typer.Option(help="TYPE=COLUMN, or TYPE to count 1 per row; repeat for several.")
+    ] = None,
+    properties: Annotated[
+        list[str] | None, typer.Option("--property", help="A column to keep in properties; repeat for several.")
+    ] = None,
+    shift_to_end_at: Annotated[
+        str | None, typer.Option(help="Move all times so that the latest is this, e.g. 2026-11-21T06:00:00Z.")
+    ] = None,
+    skip_conflicts: Annotated[
+        bool, typer.Option("--skip-conflicts", help="Import the rest when ids are known with other contents; exit 1.")
+    ] = False,
+) -> None:
+    """Load usage from a CSV or Parquet file, once: a second import of the same file adds nothing.
+
+    Everything is imported or, after any fault, nothing.
+    """
+    from billing_pipeline.database.connection import connect
+    from billing_pipeline.database.location import resolve_database_url
+    from billing_pipeline.settings import load_settings
+    from billing_pipeline.usage.import_events import import_events
+    from billing_pipeline.usage.import_mapping import load_mapping
+
+    options = {
+        "time_column": time_column,
+        "timezone": assume_timezone,
+        "id_column": id_column,
+        "id_prefix": id_prefix,
+        "organization": organization,
+        "organization_column": organization_column,
+        "row_modulo": row_modulo,
+        "events": [_event_rule(text) for text in event or []],
+        "properties": properties,
+    }
+    given = {name: value for name, value in options.items() if value not in (None, [])}
+    columns = load_mapping(mapping, given)
+    end_at = _instant(shift_to_end_at) if shift_to_end_at else None
+    settings = load_settings()
+
+    with _progress_bar() as progress, connect(resolve_database_url(settings)) as connection:
+        result = import_events(
+            connection,
+            file,
+            columns,
+            relation=settings.billing_source_relation,
+            shift_to_end_at=end_at,
+            skip_conflicts=skip_conflicts,
+            progress=progress,
+        )
+    typer.echo(f"{file}: {result.read} events read, {result.added} added, {result.already_there} already there.")
+    if result.conflicts:
+        typer.echo(
+            f"{result.conflicts} events left out, because their ids are known with other contents, first "
+            f"{', '.join(result.conflict_ids)}.",
+            err=True,
+        )
+        raise typer.Exit(CONFLICTS_LEFT_OUT)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int], None]]:
+    """Rows staged so far, on stderr and only in a terminal; how many there will be is not known beforehand."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.completed:,.0f} rows"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("import", total=None)
+        yield lambda rows: bar.advance(task, rows)
+
+
+def _event_rule(text: str) -> dict[str, str]:
+    event_type, equals, column = text.partition("=")
+    return {"event_type": event_type, **({"quantity_column": column} if equals else {})}
+
+
+def _instant(text: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise UserError(f"--shift-to-end-at {text} is not a time with an offset; write it like 2026-11-21T06:00:00Z.")
+    return instant

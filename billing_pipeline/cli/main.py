@@ -1,0 +1,64 @@
+"""Entry of `billing-pipeline`: the groups of commands, and what a failure looks like from outside.
+
+An error of ours is one sentence on stderr and its own exit code; anything else is a defect and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from billing_pipeline.cli import local, usage
+from billing_pipeline.cli.import_events import import_events_command
+from billing_pipeline.errors import BillingError
+
+app = typer.Typer(
+    name="billing-pipeline",
+    help="Bills usage through Stripe meter events exactly once, and proves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("import-events")(import_events_command)
+app.add_typer(usage.app)
+app.add_typer(local.app)
+
+
+@app.command()
+def demo(
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Empty the local sandbox even if it holds usage the demo did not make.")
+    ] = False,
+) -> None:
+    """Bill a week of sample usage end to end through Dagster, and account for every unit.
+
+    Needs nothing: without DATABASE_URL it uses the embedded PostgreSQL, with it a database of its own beside yours.
+    """
+    from billing_pipeline.cli.demo import run_demo
+
+    run_demo(fresh=fresh)
+
+
+def run() -> None:
+    """The console script.  Exits 0 done, 1 failed, 2 wrong input, 3 a guard refused, 130 or 143 stopped by a signal."""
+    # A background job of a shell script starts with SIGINT ignored, and its children would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        app()
+    except BillingError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    # As an exception, so that context managers stop the processes they started.
+    sys.exit(128 + number)

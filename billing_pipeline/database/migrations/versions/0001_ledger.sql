@@ -1,0 +1,304 @@
+-- The schema as of this migration, frozen; tables.py moves on.
+
+CREATE TYPE billing_pipeline.entry_state AS ENUM ('pending', 'ambiguous', 'accepted', 'confirmed', 'adopted', 'rejected', 'replaced');
+
+-- Types the tables need before they can be created.
+
+-- A range over text: `text_range(x, x, '[]') && text_range(y, y, '[]')` is `x = y`, but GiST can index it
+-- with what PostgreSQL ships; managed servers do not always offer the btree_gist extension.
+CREATE TYPE billing_pipeline.text_range AS RANGE (subtype = text, collation = "C");
+
+CREATE TABLE billing_pipeline.ledger_identity (
+    singleton BOOLEAN DEFAULT true NOT NULL,
+    ledger_id UUID NOT NULL,
+    stripe_account TEXT NOT NULL,
+    livemode BOOLEAN NOT NULL,
+    epoch INTEGER DEFAULT 0 NOT NULL,
+    frozen_reason TEXT,
+    frozen_at TIMESTAMPTZ,
+    bound_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT ledger_identity_pkey PRIMARY KEY (singleton),
+    CONSTRAINT ledger_identity_singleton_check CHECK (singleton),
+    CONSTRAINT ledger_identity_frozen_whole_check CHECK ((frozen_reason IS NULL) = (frozen_at IS NULL))
+);
+COMMENT ON COLUMN billing_pipeline.ledger_identity.stripe_account IS 'the account this ledger states usage to';
+COMMENT ON COLUMN billing_pipeline.ledger_identity.epoch IS 'raised by recovery only';
+COMMENT ON COLUMN billing_pipeline.ledger_identity.frozen_reason IS 'not null: nothing is sent until a person releases it';
+
+CREATE TABLE billing_pipeline.customer_mappings (
+    mapping_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    organization_id TEXT NOT NULL,
+    stripe_customer_id TEXT NOT NULL,
+    valid_during TSTZRANGE DEFAULT '(,)' NOT NULL,
+    created_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT customer_mappings_pkey PRIMARY KEY (mapping_id),
+    CONSTRAINT customer_mappings_valid_during_check CHECK (NOT isempty(valid_during)),
+    CONSTRAINT customer_mappings_one_customer EXCLUDE USING gist (billing_pipeline.text_range(organization_id, organization_id, '[]') WITH &&, valid_during WITH &&),
+    CONSTRAINT customer_mappings_one_organization EXCLUDE USING gist (billing_pipeline.text_range(stripe_customer_id, stripe_customer_id, '[]') WITH &&, valid_during WITH &&)
+);
+COMMENT ON COLUMN billing_pipeline.customer_mappings.valid_during IS 'half-open, UTC';
+
+CREATE TABLE billing_pipeline.contract_runs (
+    contract_run_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    contract_version TEXT NOT NULL,
+    catalogue_version TEXT NOT NULL,
+    cutoff_at TIMESTAMPTZ NOT NULL,
+    rows_read BIGINT NOT NULL,
+    faults JSONB NOT NULL,
+    passed BOOLEAN NOT NULL,
+    finished_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT contract_runs_pkey PRIMARY KEY (contract_run_id)
+);
+COMMENT ON COLUMN billing_pipeline.contract_runs.cutoff_at IS 'rows recorded before this were read';
+COMMENT ON COLUMN billing_pipeline.contract_runs.faults IS 'per rule: reason, severity, count, sample ids';
+COMMENT ON COLUMN billing_pipeline.contract_runs.passed IS 'no table fault; row faults are quarantined instead';
+
+CREATE TABLE billing_pipeline.quarantined_events (
+    event_id TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    contract_version TEXT NOT NULL,
+    organization_id TEXT,
+    event_type TEXT,
+    quantity TEXT,
+    occurred_at TIMESTAMPTZ,
+    first_seen_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    last_seen_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    mended_at TIMESTAMPTZ,
+    CONSTRAINT quarantined_events_pkey PRIMARY KEY (event_id)
+);
+COMMENT ON COLUMN billing_pipeline.quarantined_events.quantity IS 'as found; may be no number';
+COMMENT ON COLUMN billing_pipeline.quarantined_events.mended_at IS 'the row was mended upstream and is counted';
+
+CREATE TABLE billing_pipeline.aggregations (
+    aggregation_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    scope TEXT NOT NULL,
+    cutoff_at TIMESTAMPTZ NOT NULL,
+    windows_computed BIGINT NOT NULL,
+    windows_changed BIGINT NOT NULL,
+    finished_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT aggregations_pkey PRIMARY KEY (aggregation_id),
+    CONSTRAINT aggregations_scope_check CHECK (scope IN ('touched', 'full'))
+);
+COMMENT ON COLUMN billing_pipeline.aggregations.scope IS 'touched: windows with new rows; full: the whole lookback';
+COMMENT ON COLUMN billing_pipeline.aggregations.cutoff_at IS 'clock of the snapshot that was read';
+
+CREATE TABLE billing_pipeline.usage_windows (
+    window_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    organization_id TEXT NOT NULL,
+    stripe_customer_id TEXT,
+    meter TEXT NOT NULL,
+    starts_at TIMESTAMPTZ NOT NULL,
+    ends_at TIMESTAMPTZ NOT NULL,
+    target NUMERIC NOT NULL,
+    quantity NUMERIC NOT NULL,
+    event_count BIGINT NOT NULL,
+    last_recorded_at TIMESTAMPTZ,
+    contract_version TEXT NOT NULL,
+    catalogue_version TEXT NOT NULL,
+    cutoff_at TIMESTAMPTZ NOT NULL,
+    cut_due BOOLEAN DEFAULT true NOT NULL,
+    hold_reason TEXT,
+    sealed_at TIMESTAMPTZ,
+    CONSTRAINT usage_windows_pkey PRIMARY KEY (window_id),
+    CONSTRAINT usage_windows_span_check CHECK (starts_at < ends_at),
+    CONSTRAINT usage_windows_target_check CHECK (target >= 0 AND target = trunc(target)),
+    CONSTRAINT usage_windows_one_hour_check CHECK (date_trunc('hour', starts_at AT TIME ZONE 'UTC') = date_trunc('hour', (ends_at - interval '1 microsecond') AT TIME ZONE 'UTC')),
+    CONSTRAINT usage_windows_natural_key UNIQUE NULLS NOT DISTINCT (organization_id, stripe_customer_id, meter, starts_at, ends_at)
+);
+CREATE INDEX usage_windows_cut_due_idx ON billing_pipeline.usage_windows (ends_at, window_id) WHERE cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL;
+CREATE INDEX usage_windows_starts_at_idx ON billing_pipeline.usage_windows (starts_at);
+COMMENT ON COLUMN billing_pipeline.usage_windows.stripe_customer_id IS 'null: unmapped; owed, never sent';
+COMMENT ON COLUMN billing_pipeline.usage_windows.target IS 'what the source says now, in whole Stripe units';
+COMMENT ON COLUMN billing_pipeline.usage_windows.quantity IS 'the same before the unit scale, exact';
+COMMENT ON COLUMN billing_pipeline.usage_windows.last_recorded_at IS 'with count and quantity: the digest of the rows';
+COMMENT ON COLUMN billing_pipeline.usage_windows.cutoff_at IS 'clock of the snapshot the target was read in';
+COMMENT ON COLUMN billing_pipeline.usage_windows.cut_due IS 'target may differ from stated';
+COMMENT ON COLUMN billing_pipeline.usage_windows.hold_reason IS 'not null: owed, but cannot be cut; waits for a person';
+COMMENT ON COLUMN billing_pipeline.usage_windows.sealed_at IS 'the invoice is final; only an adjustment may follow';
+
+CREATE TABLE billing_pipeline.meter_summaries (
+    stripe_customer_id TEXT NOT NULL,
+    event_name TEXT NOT NULL,
+    hour_at TIMESTAMPTZ NOT NULL,
+    observed BIGINT NOT NULL,
+    observed_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT meter_summaries_pkey PRIMARY KEY (stripe_customer_id, event_name, hour_at)
+);
+COMMENT ON COLUMN billing_pipeline.meter_summaries.hour_at IS 'start of the UTC hour';
+COMMENT ON COLUMN billing_pipeline.meter_summaries.observed IS 'what Stripe last showed for the hour';
+
+CREATE TABLE billing_pipeline.flushes (
+    flush_id UUID NOT NULL,
+    started_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    finished_at TIMESTAMPTZ,
+    outcome TEXT,
+    counts JSONB DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT flushes_pkey PRIMARY KEY (flush_id)
+);
+COMMENT ON COLUMN billing_pipeline.flushes.outcome IS 'null: still running, or it died';
+
+CREATE TABLE billing_pipeline.ledger_entries (
+    entry_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    window_id BIGINT NOT NULL,
+    sequence SMALLINT NOT NULL,
+    epoch INTEGER NOT NULL,
+    stripe_customer_id TEXT NOT NULL,
+    event_name TEXT NOT NULL,
+    value BIGINT NOT NULL,
+    slot_at TIMESTAMPTZ NOT NULL,
+    identifier TEXT NOT NULL,
+    state billing_pipeline.entry_state DEFAULT 'pending' NOT NULL,
+    first_attempt_at TIMESTAMPTZ,
+    last_attempt_at TIMESTAMPTZ,
+    next_attempt_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    fence BIGINT DEFAULT 0 NOT NULL,
+    lease_until TIMESTAMPTZ,
+    hold_reason TEXT,
+    created_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT ledger_entries_pkey PRIMARY KEY (entry_id),
+    CONSTRAINT ledger_entries_window_id_sequence_key UNIQUE (window_id, sequence),
+    CONSTRAINT ledger_entries_slot_key UNIQUE (stripe_customer_id, event_name, slot_at),
+    CONSTRAINT ledger_entries_identifier_key UNIQUE (identifier),
+    CONSTRAINT ledger_entries_sequence_check CHECK (sequence BETWEEN 0 AND 59),
+    CONSTRAINT ledger_entries_value_check CHECK (value <> 0 AND abs(value) < 1000000000000000),
+    CONSTRAINT ledger_entries_identifier_check CHECK (length(identifier) <= 100),
+    CONSTRAINT ledger_entries_slot_at_check CHECK (date_trunc('minute', slot_at) = slot_at),
+    CONSTRAINT ledger_entries_attempted_before_outcome_check CHECK (state IN ('pending', 'adopted') OR first_attempt_at IS NOT NULL OR hold_reason IS NOT NULL),
+    CONSTRAINT ledger_entries_window_id_fkey FOREIGN KEY(window_id) REFERENCES billing_pipeline.usage_windows (window_id)
+);
+CREATE INDEX ledger_entries_due_idx ON billing_pipeline.ledger_entries (next_attempt_at) WHERE state IN ('pending', 'ambiguous') AND hold_reason IS NULL;
+CREATE INDEX ledger_entries_unconfirmed_idx ON billing_pipeline.ledger_entries (slot_at) WHERE state = 'accepted';
+CREATE UNIQUE INDEX ledger_entries_one_open ON billing_pipeline.ledger_entries (window_id) WHERE state IN ('pending', 'ambiguous');
+COMMENT ON COLUMN billing_pipeline.ledger_entries.event_name IS 'Stripe''s meter event name, frozen at the cut';
+COMMENT ON COLUMN billing_pipeline.ledger_entries.value IS 'a delta in Stripe units; negative corrects';
+COMMENT ON COLUMN billing_pipeline.ledger_entries.slot_at IS 'the entry''s own minute: its Stripe timestamp';
+COMMENT ON COLUMN billing_pipeline.ledger_entries.fence IS 'who may record an outcome';
+COMMENT ON COLUMN billing_pipeline.ledger_entries.hold_reason IS 'not null: a person must release it before it is sent';
+
+CREATE TABLE billing_pipeline.attempts (
+    attempt_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    entry_id BIGINT NOT NULL,
+    fence BIGINT NOT NULL,
+    channel TEXT NOT NULL,
+    started_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    finished_at TIMESTAMPTZ,
+    outcome TEXT,
+    http_status SMALLINT,
+    error_code TEXT,
+    error_message TEXT,
+    request_id TEXT,
+    CONSTRAINT attempts_pkey PRIMARY KEY (attempt_id),
+    CONSTRAINT attempts_entry_id_fence_key UNIQUE (entry_id, fence),
+    CONSTRAINT attempts_channel_check CHECK (channel IN ('v1', 'v2_stream')),
+    CONSTRAINT attempts_outcome_check CHECK (outcome IN ('ok', 'duplicate', 'not_executed', 'rejected', 'unknown')),
+    CONSTRAINT attempts_entry_id_fkey FOREIGN KEY(entry_id) REFERENCES billing_pipeline.ledger_entries (entry_id)
+);
+COMMENT ON COLUMN billing_pipeline.attempts.outcome IS 'null: not known; the entry stays ambiguous';
+COMMENT ON COLUMN billing_pipeline.attempts.error_message IS 'Stripe''s words, without secrets';
+COMMENT ON COLUMN billing_pipeline.attempts.request_id IS 'Stripe''s request id';
+
+CREATE TABLE billing_pipeline.evidence (
+    evidence_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    entry_id BIGINT NOT NULL,
+    kind TEXT NOT NULL,
+    observed BIGINT,
+    granularity TEXT NOT NULL,
+    observed_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT evidence_pkey PRIMARY KEY (evidence_id),
+    CONSTRAINT evidence_kind_check CHECK (kind IN ('summary_present', 'summary_absent', 'error_report', 'adoption')),
+    CONSTRAINT evidence_granularity_check CHECK (granularity IN ('hour', 'minute')),
+    CONSTRAINT evidence_entry_id_fkey FOREIGN KEY(entry_id) REFERENCES billing_pipeline.ledger_entries (entry_id)
+);
+CREATE INDEX evidence_entry_id_idx ON billing_pipeline.evidence (entry_id);
+COMMENT ON COLUMN billing_pipeline.evidence.observed IS 'units that Stripe shows for the entry';
+COMMENT ON COLUMN billing_pipeline.evidence.granularity IS 'hour: the whole hour agreed; minute: its own slot';
+
+-- The row contract as the database knows it; `usage/contract.py` states the same rules for the report.
+-- A property test holds the two equal row by row.  Aggregation uses this one, inside the snapshot it counts,
+-- so that a row which arrives after validation cannot slip past it.
+-- Ages are measured against recorded_at, not against now: a row's verdict must not change as it grows old.
+CREATE FUNCTION billing_pipeline.contract_fault(
+    event_id text, organization_id text, event_type text, quantity numeric,
+    occurred_at timestamptz, recorded_at timestamptz
+) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN event_id IS NULL OR event_id = '' THEN 'event_id_missing'
+    WHEN organization_id IS NULL OR organization_id = '' THEN 'organization_id_missing'
+    WHEN event_type IS NULL OR event_type = '' THEN 'event_type_missing'
+    WHEN quantity IS NULL THEN 'quantity_missing'
+    WHEN quantity IN ('NaN', 'Infinity', '-Infinity') THEN 'quantity_not_finite'
+    WHEN quantity < 0 THEN 'quantity_negative'
+    WHEN quantity >= 1000000000000000 OR scale(trim_scale(quantity)) > 12 THEN 'quantity_too_many_digits'
+    WHEN occurred_at IS NULL OR recorded_at IS NULL OR NOT isfinite(occurred_at) OR NOT isfinite(recorded_at)
+        THEN 'occurred_at_missing'
+    WHEN occurred_at > recorded_at + interval '5 minutes' THEN 'occurred_at_in_future'
+    WHEN occurred_at < recorded_at - interval '840 hours' THEN 'occurred_at_too_old'
+END;
+
+-- What no code may do, whoever writes it: the ledger is append-only and its states move only forward.
+
+CREATE FUNCTION billing_pipeline.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% on % is refused: it is append-only', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+
+-- Only states, times, fence and hold may change, and states only along the protocol's arrows.
+CREATE FUNCTION billing_pipeline.guard_ledger_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF ROW(NEW.entry_id, NEW.window_id, NEW.sequence, NEW.epoch, NEW.stripe_customer_id, NEW.event_name,
+           NEW.value, NEW.slot_at, NEW.identifier, NEW.created_at)
+       IS DISTINCT FROM
+       ROW(OLD.entry_id, OLD.window_id, OLD.sequence, OLD.epoch, OLD.stripe_customer_id, OLD.event_name,
+           OLD.value, OLD.slot_at, OLD.identifier, OLD.created_at)
+    THEN
+        RAISE EXCEPTION 'ledger entry % is immutable', OLD.entry_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NEW.fence < OLD.fence THEN
+        RAISE EXCEPTION 'stale fence % on ledger entry %', NEW.fence, OLD.entry_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    -- The 20 hours of safe resending count from here; only proof that no attempt was executed sets it back.
+    IF OLD.first_attempt_at IS NOT NULL AND NEW.first_attempt_at IS DISTINCT FROM OLD.first_attempt_at
+       AND NOT (NEW.first_attempt_at IS NULL AND OLD.state = 'ambiguous' AND NEW.state = 'pending')
+    THEN
+        RAISE EXCEPTION 'the first attempt of ledger entry % cannot be moved', OLD.entry_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NEW.state <> OLD.state AND (OLD.state::text || '>' || NEW.state::text) NOT IN (
+        'pending>ambiguous', 'pending>replaced',
+        'ambiguous>pending', 'ambiguous>accepted', 'ambiguous>confirmed', 'ambiguous>rejected', 'ambiguous>replaced',
+        'accepted>confirmed', 'accepted>rejected', 'accepted>replaced'
+    ) THEN
+        RAISE EXCEPTION 'ledger entry % may not go from % to %', OLD.entry_id, OLD.state, NEW.state
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- An attempt's outcome is written once.
+CREATE FUNCTION billing_pipeline.guard_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.outcome IS NOT NULL
+       OR ROW(NEW.attempt_id, NEW.entry_id, NEW.fence, NEW.channel, NEW.started_at)
+          IS DISTINCT FROM ROW(OLD.attempt_id, OLD.entry_id, OLD.fence, OLD.channel, OLD.started_at)
+    THEN
+        RAISE EXCEPTION 'attempt % is append-only', OLD.attempt_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_ledger_entry();
+CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.ledger_entries
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.attempts
+    FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_attempt();
+CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.attempts
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.evidence
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.usage_windows
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();

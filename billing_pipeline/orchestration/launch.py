@@ -1,0 +1,45 @@
+"""Launches jobs in a running Dagster, the way its UI does, and waits for them.
+
+Used by commands; assets never launch anything.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dagster import DagsterRunStatus
+from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
+
+from billing_pipeline.errors import BillingError, Unavailable
+
+LOCATION = "billing_pipeline"
+POLL_SECONDS = 0.25
+FINISHED = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
+
+
+def launch_job(job_name: str, *, port: int, tags: dict[str, str] | None = None) -> str:
+    """Put a run of the job into Dagster's queue and return its id.  Raises `Unavailable` when it is not taken."""
+    with _dagster_at(port) as client:
+        return client.submit_job_execution(job_name, repository_location_name=LOCATION, run_config={}, tags=tags)
+
+
+def wait_for_run(run_id: str, *, port: int, seconds_max: int) -> None:
+    """Wait until the run has succeeded.  Raises `BillingError` naming the run when it fails or takes too long."""
+    deadline = time.monotonic() + seconds_max
+    with _dagster_at(port) as client:
+        while (status := client.get_run_status(run_id)) not in FINISHED:
+            if time.monotonic() > deadline:
+                raise BillingError(f"Run {run_id} is still {status.value} after {seconds_max} seconds; see it in the UI.")
+            time.sleep(POLL_SECONDS)
+    if status is not DagsterRunStatus.SUCCESS:
+        raise BillingError(f"Run {run_id} ended as {status.value}; its page in the UI names the step and the reason.")
+
+
+@contextmanager
+def _dagster_at(port: int) -> Iterator[DagsterGraphQLClient]:
+    try:
+        yield DagsterGraphQLClient("127.0.0.1", port_number=port)
+    except (DagsterGraphQLClientError, OSError) as exc:
+        # Only the first line: Dagster puts whole statements and stacks into the rest.
+        reason = (str(exc.__cause__ or exc).splitlines() or [type(exc).__name__])[0][:200]
+        raise Unavailable(f"Dagster on port {port} does not answer as it should: {reason}. Is it running?") from None
