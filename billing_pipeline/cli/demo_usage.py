@@ -18,7 +18,7 @@ ORGANIZATIONS = {"acme": 9, "globex": 6, "hooli": 4, "initech": 2, "umbrella": 1
 """Organization -> requests per hour at the busiest."""
 DUPLICATE_EVERY = 150
 LATE_SHARE = 0.01
-CHANGED = 3
+CHANGED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ def sample_usage(now: datetime) -> SampleUsage:
     late = [event for event in events if rng.random() < LATE_SHARE]
     on_time = [event for event in events if event not in set(late)]
     changed = [
-        replace(event, quantity=(event.quantity or Decimal(0)) * 2, recorded_at=now)
+        # Down as well as up: a correction may take back what Stripe was told.
+        replace(event, quantity=Decimal(rng.randint(0, 5_000)), recorded_at=now)
         for event in rng.sample([event for event in on_time if event.event_type != "api_request"], CHANGED)
     ]
     return SampleUsage(

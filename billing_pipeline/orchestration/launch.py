@@ -29,7 +29,7 @@ def wait_for_run(run_id: str, *, port: int, seconds_max: int) -> None:
     with _dagster_at(port) as client:
         while (status := client.get_run_status(run_id)) not in FINISHED:
             if time.monotonic() > deadline:
-                raise BillingError(f"Run {run_id} is still {status.value} after {seconds_max} seconds; see it in the UI.")
+                raise BillingError(f"Run {run_id} is still {status.value} after {seconds_max} s; see it in the UI.")
             time.sleep(POLL_SECONDS)
     if status is not DagsterRunStatus.SUCCESS:
         raise BillingError(f"Run {run_id} ended as {status.value}; its page in the UI names the step and the reason.")

@@ -1,0 +1,33 @@
+"""Runs `billing-pipeline` the way a person does: as a process, in a folder of its own, without our environment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = "import sys; from billing_pipeline.cli.main import app, run\n"
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """Ours, which the fixtures have cleaned of settings, with these on top."""
+    return os.environ | {name: str(value) for name, value in settings.items()}
+
+
+def start(*arguments: str, folder: Path, before: str = "", **settings: object) -> subprocess.Popen[str]:
+    """Start the command; `before` is Python to run first, for instance to register one more command."""
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{COMMAND}{before}\nrun()", *arguments],
+        cwd=folder,
+        env=environment(**settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def billing_pipeline(*arguments: str, folder: Path, before: str = "", **settings: object) -> tuple[int, str, str]:
+    """Run the command to its end; returns its exit code, stdout and stderr."""
+    process = start(*arguments, folder=folder, before=before, **settings)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err

@@ -1,0 +1,144 @@
+"""`billing-pipeline up` brings the whole stack up, says where it is, and leaves nothing behind."""
+
+import json
+import shutil
+import signal
+import socket
+import threading
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from billing_pipeline.cli.local_stack import listens
+from billing_pipeline.cli.up import up_is_running
+from billing_pipeline.database.connection import connect
+from billing_pipeline_tests.cli.command import billing_pipeline, start
+from billing_pipeline_tests.fix_postgres import drop_database
+
+REPOSITORY = Path(__file__).parents[2]
+
+DEFINITIONS = """
+import dagster
+
+@dagster.asset
+def one() -> int:
+    return 1
+
+defs = dagster.Definitions(assets=[one], executor=dagster.in_process_executor)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def stack(tmp_path, database_url, server_url):
+    """A folder to run `up` in, with a code location of one asset, and the settings to run it with."""
+    shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
+    (tmp_path / "one_asset.py").write_text(DEFINITIONS)
+    (tmp_path / "workspace.yaml").write_text(
+        "load_from: [{python_file: {relative_path: one_asset.py, location_name: billing_pipeline}}]"
+    )
+    yield {
+        "folder": tmp_path,
+        "DATABASE_URL": database_url,
+        "BILLING_STATE_DIR": "state",
+        "DAGSTER_PORT": free_port(),
+        "SIMULATOR_PORT": free_port(),
+    }
+    with connect(database_url) as connection:
+        name = connection.info.dbname
+    drop_database(server_url, f"{name}_dagster")
+
+
+@pytest.fixture
+def running(stack):
+    """`up`, ready; whatever a test does, nothing of it survives."""
+    process = start("up", **stack)
+    impatience = threading.Timer(150, process.kill)
+    impatience.start()
+    for line in process.stdout:
+        if line.startswith("Ctrl-C"):
+            break
+    else:
+        pytest.fail(process.stderr.read())
+    family = psutil.Process(process.pid).children(recursive=True)
+    yield process, family
+    impatience.cancel()
+    for member in [process, *family]:
+        if psutil.pid_exists(member.pid):
+            member.kill()
+    process.communicate()
+
+
+def left(family: list[psutil.Process]) -> list[str]:
+    return [" ".join(member.cmdline()) for member in family if member.is_running()]
+
+
+@pytest.mark.slow
+def test_up_serves_dagster_and_stripe_and_ctrl_c_leaves_nothing(stack, running):
+    process, family = running
+    with urllib.request.urlopen(f"http://127.0.0.1:{stack['DAGSTER_PORT']}/server_info") as response:
+        assert "dagster_webserver_version" in json.load(response)
+    assert listens(stack["SIMULATOR_PORT"])
+    assert up_is_running(stack["folder"] / "state")
+
+    code, _, err = billing_pipeline("up", **stack)
+    assert (code, err.startswith("error: billing-pipeline up is already running")) == (2, True)
+
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert "Stopping" in out
+    assert left(family) == []
+    assert not listens(stack["DAGSTER_PORT"])
+    assert not listens(stack["SIMULATOR_PORT"])
+    assert not up_is_running(stack["folder"] / "state")
+
+
+@pytest.mark.slow
+def test_when_a_part_dies_the_rest_is_stopped_and_named(stack, running):
+    process, family = running
+    next(member for member in family if "billing_pipeline.stripe_simulator" in member.cmdline()).kill()
+    _, err = process.communicate(timeout=30)
+
+    assert process.returncode == 1
+    assert err.startswith("error: The Stripe simulator ended with exit code -9")
+    assert err.count("\n") == 1
+    assert left(family) == []
+
+
+@pytest.mark.slow
+def test_down_stops_up(stack, running):
+    process, family = running
+
+    assert billing_pipeline("down", **stack)[:2] == (0, "Stopped.\n")
+    process.communicate(timeout=5)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert left(family) == []
+    assert billing_pipeline("down", **stack)[:2] == (0, "Nothing was running.\n")
+
+
+@pytest.mark.parametrize("setting", ["DAGSTER_PORT", "SIMULATOR_PORT"])
+def test_a_port_in_use_is_named_before_anything_starts(stack, setting):
+    with socket.create_server(("127.0.0.1", stack[setting])):
+        code, out, err = billing_pipeline("up", **stack)
+
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: Port {stack[setting]} is in use. Stop the program that uses it, or set {setting} to a free port.\n"
+    )
+    assert not (stack["folder"] / "state" / "logs").exists()
+
+
+def test_a_code_location_has_the_name_that_its_history_hangs_on():
+    import yaml
+
+    workspace = yaml.safe_load((REPOSITORY / "workspace.yaml").read_text())
+
+    assert workspace["load_from"][0]["python_module"]["location_name"] == "billing_pipeline"

@@ -1,0 +1,93 @@
+"""Every named statement fits the schema: PostgreSQL parses and plans it, with nulls for its values."""
+
+import re
+from string import Formatter
+
+import pytest
+from psycopg import Connection, Error
+from psycopg.errors import UndefinedColumn
+
+from billing_pipeline.database.connection import connect
+from billing_pipeline.database.queries import statements
+from billing_pipeline_tests.fix_postgres import fresh_database
+
+PARAMETER = re.compile(r"%\((\w+)\)s")
+RELATION = re.compile(r"(?:FROM|JOIN|INTO|UPDATE|TABLE|COPY|LIKE)\s+\{(\w+)\}")
+PREPARABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "WITH")
+INSTANT = re.compile(r"now|since|.*_(at|start|end|before|after|since|until)")
+INTERVAL = re.compile(r"lease|safe_send|.*_(age|max|interval)")
+"""Values that the driver sends with these types, known by their names; the others PostgreSQL infers from their use."""
+
+
+def type_of(name: str) -> str:
+    if INSTANT.fullmatch(name):
+        return "timestamptz"
+    return "interval" if INTERVAL.fullmatch(name) else "unknown"
+
+
+def null(name: str) -> str:
+    return "NULL" if type_of(name) == "unknown" else f"NULL::{type_of(name)}"
+
+
+def composed(statement: str) -> str:
+    """The statement without its comment, its relations named and every other part a null."""
+    body = re.sub(r"\A(--.*\n|\s)+", "", statement).rstrip("; \n")
+    fields = {field for _, field, _, _ in Formatter().parse(body) if field}
+    relations = set(RELATION.findall(body))
+    parts = {name: "public.billable_events" if name in relations else null(name) for name in fields}
+    return body.format(**parts) if fields else body
+
+
+def check(connection: Connection, statement: str) -> str:
+    """Prepare and plan one statement; one that cannot be prepared runs, for the statements that need its effect."""
+    body = composed(statement)
+    names = list(dict.fromkeys(PARAMETER.findall(body)))
+    if not body.startswith(PREPARABLE):
+        return run(connection, PARAMETER.sub(lambda found: null(found[1]), body))
+    for number, name in enumerate(names, start=1):
+        body = body.replace(f"%({name})s", f"${number}")
+    types = f"({', '.join(map(type_of, names))})" if names else ""
+    values = f"({', '.join('NULL' for _ in names)})" if names else ""
+    connection.execute("DEALLOCATE ALL")
+    connection.execute(f"PREPARE it {types} AS {body.replace('%%', '%')}")
+    return connection.execute(f"EXPLAIN EXECUTE it {values}").fetchone()[0]
+
+
+def run(connection: Connection, body: str) -> str:
+    if made := re.match(r"CREATE TEMP(?:ORARY)? TABLE (\w+)", body):
+        # Two statements may make the same table, for one reader or the other.
+        connection.execute(f"DROP TABLE IF EXISTS pg_temp.{made[1]}")
+    with connection.cursor() as cursor:
+        if body.startswith("COPY"):
+            with cursor.copy(body):
+                pass
+        else:
+            cursor.execute(body)
+        return cursor.statusmessage
+
+
+@pytest.fixture(scope="module")
+def planned(server_url, template):
+    """What the planner says to each statement, in the order of the files: one error does not hide another."""
+    found: dict[str, str | Error] = {}
+    with fresh_database(server_url, template) as url, connect(url) as connection, connection.transaction():
+        connection.prepare_threshold = None
+        for name, statement in statements().items():
+            try:
+                with connection.transaction():
+                    found[name] = check(connection, statement)
+            except Error as exc:
+                found[name] = exc
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(statements()))
+def test_statement_fits_the_schema(name, planned):
+    if isinstance(planned[name], Error):
+        raise planned[name]
+    assert planned[name]
+
+
+def test_statement_with_an_unknown_column_is_found(connection):
+    with pytest.raises(UndefinedColumn, match='column "no_such_column" does not exist'):
+        check(connection, "-- why\nSELECT no_such_column FROM ledger_entries WHERE entry_id = %(entry_id)s;")
