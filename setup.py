@@ -34,6 +34,7 @@ setup(
         "adbc-driver-manager",
         "adbc-driver-postgresql",
         "aiohttp",
+        "fsspec",
         "alembic",
         "pandas>=3",
         "pandera>=0.35",

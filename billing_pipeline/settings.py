@@ -9,14 +9,16 @@ never shows them; `mask` is the one way to show which key is meant.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from billing_pipeline.domain.protocol import ProtocolTimes
 from billing_pipeline.errors import SettingsError
 
 SIMULATOR_KEY = "sk_test_simulator"
@@ -32,6 +34,13 @@ class Level(StrEnum):
     OFF = "off"
     SHADOW = "shadow"
     LIVE = "live"
+
+
+class MeterSinkName(StrEnum):
+    """Which of Stripe's endpoints takes the meter events."""
+
+    V1 = "v1"
+    V2_STREAM = "v2_stream"
 
 
 class Settings(BaseSettings):
@@ -62,6 +71,18 @@ class Settings(BaseSettings):
     stripe_max_concurrency: int = Field(default=16, ge=1, le=256)
     stripe_timeout_seconds: int = Field(default=20, ge=1, le=80)
 
+    stripe_meter_sink: MeterSinkName = Field(default=MeterSinkName.V1)
+    stripe_meter_events_per_second: int | None = Field(default=None, ge=1, le=200_000)
+    stripe_usage_flush_lock_key: str = Field(default="usage-flush", min_length=1, max_length=200)
+    stripe_usage_flush_lock_ttl_seconds: int = Field(default=3300, ge=60, le=86_400)
+
+    billing_mark_url: str | None = Field(default=None, description="any fsspec address; unset: a file in the state dir")
+    billing_safe_send_seconds: int = Field(default=72_000, ge=60)
+    billing_lateness_seconds: int = Field(default=3_600, ge=20)
+    billing_settle_seconds: int = Field(default=28_800, ge=60)
+    billing_entry_lease_seconds: int = Field(default=120, ge=31)
+    billing_summary_reads_max: int = Field(default=2_000, ge=1, description="Stripe reads per confirmation run")
+
     stripe_billing_contract_lookback_days: int = Field(default=30, ge=1, le=35)
     stripe_billing_validate_contract_before_flush: bool = Field(default=True)
     stripe_billing_contract_fail_closed: bool = Field(default=False)
@@ -72,6 +93,35 @@ class Settings(BaseSettings):
         if key and not key.get_secret_value().startswith(("sk_test_", "sk_live_", "rk_test_", "rk_live_")):
             raise ValueError("must start with sk_test_, sk_live_, rk_test_ or rk_live_")
         return key
+
+    @model_validator(mode="after")
+    def _times_fit_together(self) -> Self:
+        if faults := self.protocol_times.faults():
+            raise ValueError("the protocol's times do not fit: " + "; ".join(faults))
+        return self
+
+    @cached_property
+    def protocol_times(self) -> ProtocolTimes:
+        """The durations of the submission protocol."""
+        return ProtocolTimes(
+            safe_send=timedelta(seconds=self.billing_safe_send_seconds),
+            lateness=timedelta(seconds=self.billing_lateness_seconds),
+            settle=timedelta(seconds=self.billing_settle_seconds),
+            entry_lease=timedelta(seconds=self.billing_entry_lease_seconds),
+            request_timeout=timedelta(seconds=self.stripe_timeout_seconds),
+        )
+
+    @cached_property
+    def mark_url(self) -> str:
+        """Where the high-water mark is kept: outside the database, so that no restore takes it back."""
+        return self.billing_mark_url or (self.billing_state_dir.absolute() / "high_water_mark.json").as_uri()
+
+    @cached_property
+    def meter_events_per_second(self) -> int:
+        """Calls a second that Stripe documents: 1,000 live, 25 in a sandbox; the simulator has no limit to respect."""
+        if self.stripe_meter_events_per_second is not None:
+            return self.stripe_meter_events_per_second
+        return 1_000 if self.livemode else (100_000 if self.uses_simulator else 25)
 
     @cached_property
     def uses_simulator(self) -> bool:
@@ -117,7 +167,7 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as exc:
         # The input value is left out on purpose: it may be a secret.
         faults = "; ".join(
-            f"{str(fault['loc'][0]).upper()}: {fault['msg'].removeprefix('Value error, ')}"
+            ": ".join([*(str(part).upper() for part in fault["loc"][:1]), fault["msg"].removeprefix("Value error, ")])
             for fault in exc.errors(include_input=False, include_context=False)
         )
         raise SettingsError(f"These settings are wrong: {faults}. See .env.example for each one.") from None

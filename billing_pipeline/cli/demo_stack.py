@@ -61,7 +61,8 @@ def demo_stack(settings: Settings, *, fresh: bool, console: Console) -> Iterator
             database_url = _empty_database(settings, fresh=fresh)
             environment = _environment(settings, database_url)
             demo = load_settings(**{name.lower(): value for name, value in environment.items()})
-            simulator_journal(demo).unlink(missing_ok=True)
+            for remains in (simulator_journal(demo), demo.billing_state_dir / "high_water_mark.json"):
+                remains.unlink(missing_ok=True)
             running.enter_context(running_simulator(demo))
             running.enter_context(running_dagster(demo, project, environment))
         yield DemoStack(demo, database_url)
@@ -87,6 +88,7 @@ def _environment(settings: Settings, database_url: str) -> dict[str, str]:
         "STRIPE_SECRET_KEY": SIMULATOR_KEY,
         "STRIPE_API_BASE": stripe,
         "STRIPE_METER_EVENTS_BASE": stripe,
+        "BILLING_MARK_URL": (state_dir.absolute() / "high_water_mark.json").as_uri(),
         "SIMULATOR_PORT": str(simulator_port),
         "DAGSTER_PORT": str(dagster_port),
     }

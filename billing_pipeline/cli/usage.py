@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -55,11 +57,18 @@ def flush_now(
 
     from billing_pipeline.usage.aggregate import Scope
     from billing_pipeline.usage.flush import flush
+    from billing_pipeline.usage.lease import LeaseHeld
 
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} entries sent"), TimeElapsedColumn())
     with _flow() as flow, Progress(*columns, transient=True) as progress:
         task = progress.add_task("flush", total=None)
-        report = flush(flow, scope=Scope.FULL if full else None, on_progress=lambda sent: progress.advance(task, sent))
+        try:
+            report = flush(
+                flow, scope=Scope.FULL if full else None, on_progress=lambda sent: progress.advance(task, sent)
+            )
+        except LeaseHeld as exc:
+            typer.echo(f"skipped=true: {exc}")
+            return
     if report.contract is not None:
         faults = ", ".join(f"{fault.reason} {fault.count}" for fault in report.contract.faults) or "none"
         typer.echo(f"Contract:  {report.contract.rows_read:,} rows read, faults: {faults}")
@@ -86,7 +95,10 @@ def confirm() -> None:
     """Read Stripe's summaries and confirm the entries they show."""
     with _flow() as flow:
         report = flow.confirm()
-    typer.echo(f"{report.confirmed:,} confirmed by Stripe's summaries, {report.waiting:,} waiting.")
+    typer.echo(
+        f"{report.confirmed:,} confirmed by Stripe's summaries, {report.replaced:,} provably not counted, "
+        f"{report.waiting:,} waiting ({report.reads:,} reads)."
+    )
 
 
 @app.command()
@@ -117,11 +129,19 @@ def reconcile() -> None:
         raise typer.Exit(1)
 
 
+def own_name() -> str:
+    """Who flushes, as the lease shows it to others."""
+    return f"billing-pipeline on {socket.gethostname()}, process {os.getpid()}"
+
+
 @contextmanager
 def _flow() -> Iterator[UsageFlow]:
     from billing_pipeline.cli.local_stack import local_stack
     from billing_pipeline.settings import load_settings
     from billing_pipeline.usage.flush import open_flow
 
-    with local_stack(load_settings()) as stack, open_flow(stack.settings, stack.database_url) as flow:
+    with (
+        local_stack(load_settings()) as stack,
+        open_flow(stack.settings, stack.database_url, holder=own_name()) as flow,
+    ):
         yield flow

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from billing_pipeline.domain.protocol import ProtocolTimes
 from billing_pipeline.domain.windows import next_slot
 
 VALUE_MAX = 10**15 - 1
@@ -131,6 +132,38 @@ def decide_cut(
     if slot < now - past_max:
         return HoldReason.TOO_OLD
     return Cut(next_sequence, value, slot)
+
+
+class Verdict(StrEnum):
+    """What evidence makes of an entry."""
+
+    CONFIRMED = "confirmed"  # its minute shows its value
+    REPLACED = "replaced"  # its minute shows nothing, and that counts
+    UNDECIDED = "undecided"  # absent, but it may still appear
+
+
+def judge_evidence(
+    *,
+    state: EntryState,
+    shown: bool,
+    first_attempt_at: datetime | None,
+    last_attempt_at: datetime | None,
+    observed_at: datetime,
+    canary_sent_at: datetime | None,
+    times: ProtocolTimes,
+) -> Verdict:
+    """What a minute summary says about an entry that may have been sent.
+
+    Absence counts only when no request can still be under way (`lateness`), the summaries have had their time
+    (`settle`), a canary sent after the last attempt shows, and, for an unknown outcome, nobody may send it again.
+    """
+    if shown:
+        return Verdict.CONFIRMED
+    if first_attempt_at is None or last_attempt_at is None or canary_sent_at is None:
+        return Verdict.UNDECIDED
+    settled = observed_at >= last_attempt_at + times.absence_after and canary_sent_at > last_attempt_at
+    resendable = state is EntryState.AMBIGUOUS and observed_at < first_attempt_at + times.safe_send
+    return Verdict.REPLACED if settled and not resendable else Verdict.UNDECIDED
 
 
 def retry_delay(attempts: int) -> timedelta:

@@ -39,11 +39,20 @@ def entry_identifier(
         str(sequence),
         str(epoch),
     )
-    # Lengths in front keep ("ab", "c") apart from ("a", "bc").
-    text = "".join(f"{len(part)}:{part}" for part in parts)
-    return f"be1_{'l' if livemode else 't'}_{hashlib.sha256(text.encode()).hexdigest()[:40]}"
+    return f"be1_{'l' if livemode else 't'}_{_digest(parts)}"
+
+
+def adoption_identifier(scope: str, event_name: str, stripe_customer_id: str, slot_at: datetime) -> str:
+    """The name of an entry that was never sent by this ledger but found at Stripe; it never goes out."""
+    return f"be1_adopted_{_digest((scope, event_name, stripe_customer_id, utc(slot_at).isoformat()))}"
 
 
 def idempotency_key(identifier: str, fence: int) -> str:
     """Stripe's `Idempotency-Key` for one attempt; a new attempt must not replay the last one's cached answer."""
     return f"{identifier}_a{fence}"
+
+
+def _digest(parts: tuple[str, ...]) -> str:
+    # Lengths in front keep ("ab", "c") apart from ("a", "bc").
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]

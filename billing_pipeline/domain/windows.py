@@ -24,6 +24,11 @@ def hour_of(instant: datetime) -> datetime:
     return utc(instant).replace(minute=0, second=0, microsecond=0)
 
 
+def minute_of(instant: datetime) -> datetime:
+    """The start of the minute that contains `instant`."""
+    return utc(instant).replace(second=0, microsecond=0)
+
+
 def next_slot(starts_at: datetime, ends_at: datetime, *, after: datetime | None) -> datetime | None:
     """The first whole minute inside [starts_at, ends_at) that comes after `after`, or None when there is none.
 
@@ -35,5 +40,5 @@ def next_slot(starts_at: datetime, ends_at: datetime, *, after: datetime | None)
 
 
 def _first_minute(starts_at: datetime) -> datetime:
-    floor = utc(starts_at).replace(second=0, microsecond=0)
+    floor = minute_of(starts_at)
     return floor if floor == utc(starts_at) else floor + MINUTE

@@ -1,116 +1,129 @@
 """The usage assets, one per stage of the flow, in the order usage passes them.
 
 They are unpartitioned: what is left to do is in the ledger, so a flush after a day of outage does all of it.
+A run that meets another flush under way ends well, with `skipped` true and no effect.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import dagster as dg
 
 from billing_pipeline.orchestration.metadata import fault_table, sides_table
 from billing_pipeline.orchestration.resources import BillingResource
-from billing_pipeline.reconciliation.reconcile import reconcile
+from billing_pipeline.reconciliation.reconcile import ReconciliationReport, reconcile
+from billing_pipeline.usage.aggregate import AggregationReport
+from billing_pipeline.usage.confirm import ConfirmReport
+from billing_pipeline.usage.contract import ContractReport
+from billing_pipeline.usage.cut import CutReport
+from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.lease import LeaseHeld
+from billing_pipeline.usage.submit import SubmitReport
 
 GROUP = "usage"
 STRIPE_POOL = "stripe"
 
+Report = TypeVar("Report")
+
+
+def run_stage(
+    context: dg.AssetExecutionContext,
+    billing: BillingResource,
+    stage: Callable[[UsageFlow], Report],
+    describe: Callable[[Report], dict[str, Any]],
+) -> dg.MaterializeResult[Any]:
+    """Run one stage as this run's part of a flush, and describe its report."""
+    try:
+        with billing.usage_flow(context.run.run_id, context.instance) as flow:
+            report = stage(flow)
+    except LeaseHeld as exc:
+        return dg.MaterializeResult(metadata={"skipped": True, "reason": str(exc)})
+    return dg.MaterializeResult(metadata={"skipped": False} | describe(report))
+
 
 @dg.asset(group_name=GROUP, kinds={"postgres", "pandera"})
-def billable_events(billing: BillingResource) -> dg.MaterializeResult[Any]:
+def billable_events(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """What the product did, one row per event, owned by the upstream team.
 
     Materializing it reads the rows recorded since the last flush against the data contract.
     Bad rows wait in quarantine with a reason; good rows go on.
     """
-    with billing.usage_flow() as flow:
-        report = flow.validate_contract()
-    return dg.MaterializeResult(
-        metadata={
+
+    def describe(report: ContractReport) -> dict[str, Any]:
+        return {
             "dagster/row_count": report.rows_read,
             "quarantined": report.quarantined,
             "cutoff_at": dg.MetadataValue.timestamp(report.cutoff_at),
             "faults": fault_table(report),
         }
-    )
+
+    return run_stage(context, billing, UsageFlow.validate_contract, describe)
 
 
 @dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[billable_events])
-def usage_windows(billing: BillingResource) -> dg.MaterializeResult[Any]:
+def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """What each organization used per meter and UTC clock hour, according to the source now.
 
     A touched hour is recomputed whole, so late, changed and deleted rows need no treatment of their own.
     """
-    with billing.usage_flow() as flow:
-        report = flow.aggregate()
-    return dg.MaterializeResult(
-        metadata={
+
+    def describe(report: AggregationReport) -> dict[str, Any]:
+        return {
             "dagster/row_count": report.windows_computed,
             "windows_changed": report.windows_changed,
             "scope": str(report.scope),
             "cutoff_at": dg.MetadataValue.timestamp(report.cutoff_at),
         }
-    )
+
+    return run_stage(context, billing, UsageFlow.aggregate, describe)
 
 
 @dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[usage_windows])
-def ledger_entries(billing: BillingResource) -> dg.MaterializeResult[Any]:
+def ledger_entries(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Immutable amounts stated to Stripe: for each closed window, target minus what was stated before."""
-    with billing.usage_flow() as flow:
-        report = flow.cut()
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": report.entries,
-            "units_added": report.units_added,
-            "units_taken_back": report.units_taken_back,
-            "windows_held": report.windows_held,
-        }
-    )
+
+    def describe(report: CutReport) -> dict[str, Any]:
+        return {"dagster/row_count": report.entries} | asdict(report)
+
+    return run_stage(context, billing, UsageFlow.cut, describe)
 
 
 @dg.asset(group_name=GROUP, kinds={"stripe"}, deps=[ledger_entries], pool=STRIPE_POOL)
-def meter_events(billing: BillingResource) -> dg.MaterializeResult[Any]:
+def meter_events(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Ledger entries as Stripe received them; each attempt is committed before its request leaves."""
-    with billing.usage_flow() as flow:
-        report = flow.submit()
-    return dg.MaterializeResult(
-        metadata={
-            "attempts": report.attempts,
-            "accepted": report.accepted,
-            "duplicates": report.duplicates,
-            "rejected": report.rejected,
-            "unknown": report.unknown,
-            "not_executed": report.not_executed,
-            "units_accepted": report.units_accepted,
-        }
-    )
+
+    def describe(report: SubmitReport) -> dict[str, Any]:
+        return asdict(report)
+
+    return run_stage(context, billing, UsageFlow.submit, describe)
 
 
 @dg.asset(group_name=GROUP, kinds={"stripe"}, deps=[meter_events])
-def meter_event_confirmations(billing: BillingResource) -> dg.MaterializeResult[Any]:
-    """Entries that Stripe's own summaries show with exactly their value."""
-    with billing.usage_flow() as flow:
-        report = flow.confirm()
-    return dg.MaterializeResult(
-        metadata={
-            "confirmed": report.confirmed,
-            "units_confirmed": report.units_confirmed,
-            "waiting_for_summaries": report.waiting,
-        }
-    )
+def meter_event_confirmations(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
+    """Entries settled by Stripe's own summaries: shown with exactly their value, or provably not counted."""
+
+    def describe(report: ConfirmReport) -> dict[str, Any]:
+        return asdict(report)
+
+    return run_stage(context, billing, UsageFlow.confirm, describe)
 
 
 @dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[meter_event_confirmations])
-def usage_reconciliation(billing: BillingResource) -> dg.MaterializeResult[Any]:
+def usage_reconciliation(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Source, ledger and Stripe side by side for every organization and meter, with each difference named."""
-    with billing.usage_flow() as flow:
-        report = reconcile(flow.connection, settings=flow.settings, catalogue=flow.catalogue, now=flow.clock())
-    return dg.MaterializeResult(
-        metadata={
+
+    def stage(flow: UsageFlow) -> ReconciliationReport:
+        return reconcile(flow.connection, settings=flow.settings, catalogue=flow.catalogue, now=flow.clock())
+
+    def describe(report: ReconciliationReport) -> dict[str, Any]:
+        return {
             "dagster/row_count": len(report.sides),
             "unexplained": len(report.faults),
             "sides": sides_table(report),
         }
-    )
+
+    return run_stage(context, billing, stage, describe)
 
 
 USAGE_ASSETS = [

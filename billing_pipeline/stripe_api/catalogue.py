@@ -1,6 +1,6 @@
 """The catalogue's objects at Stripe: meters by event name, and what a fresh account needs to be billed at all.
 
-`active_meters` is read at the start of every flush; `set_up_catalogue` is what a person, or the demo, runs once.
+`read_meters` is asked at the start of every flush; `set_up_catalogue` is what a person, or the demo, runs once.
 Everything is looked up before it is made, so a second run makes nothing.
 """
 
@@ -15,6 +15,8 @@ from billing_pipeline.errors import StripeRefused
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import translated_errors
 
+CANARY_EMAIL = "canary@billing-pipeline.invalid"
+
 
 @dataclass(frozen=True, slots=True)
 class SetUpReport:
@@ -24,26 +26,84 @@ class SetUpReport:
     existing: tuple[str, ...]
 
 
-def active_meters(client: stripe.StripeClient, settings: Settings) -> dict[str, str]:
-    """Stripe's active meters: event name -> meter id."""
+@dataclass(frozen=True, slots=True)
+class StripeMeter:
+    """A meter as Stripe has it."""
+
+    meter_id: str
+    event_name: str
+    active: bool
+    formula: str
+    event_time_window: str | None
+    customer_key: str
+    value_key: str
+
+
+def read_meters(client: stripe.StripeClient, settings: Settings) -> dict[str, StripeMeter]:
+    """Stripe's meters by event name; an active one hides archived ones of the same name."""
     with translated_errors(settings):
-        meters = client.v1.billing.meters.list({"status": "active", "limit": 100})
-        return {meter.event_name: meter.id for meter in meters.auto_paging_iter()}
+        meters = [_stripe_meter(meter) for meter in client.v1.billing.meters.list({"limit": 100}).auto_paging_iter()]
+    return {meter.event_name: meter for meter in sorted(meters, key=lambda meter: meter.active)}
 
 
-def require_meters(catalogue: Catalogue, meters_at_stripe: dict[str, str]) -> None:
-    """Raises `StripeRefused` naming every meter of the catalogue that Stripe does not have."""
-    absent = [meter.event_name for meter in catalogue.meters if meter.event_name not in meters_at_stripe]
-    if absent:
+def require_meters(catalogue: Catalogue, meters: dict[str, StripeMeter]) -> None:
+    """Raises `StripeRefused` naming every meter of the catalogue that Stripe lacks, or counts in another way.
+
+    A wrong formula or window would not show before the money is wrong: Stripe takes the events all the same.
+    """
+    faults = [fault for meter in catalogue.meters if (fault := _fault(meter, meters.get(meter.event_name))) is not None]
+    if faults:
         raise StripeRefused(
-            f"Stripe has no active meter for {', '.join(absent)}. "
-            "Run `billing-pipeline stripe-setup`, or mend the catalogue."
+            f"{'; '.join(faults)}. Nothing is sent. Run `billing-pipeline stripe-setup`, or mend the catalogue."
         )
 
 
+def _fault(meter: Meter, found: StripeMeter | None) -> str | None:
+    if found is None or not found.active:
+        return f"Stripe has no active meter for {meter.event_name}"
+    expected = _meter_params(meter)
+    wanted = (
+        expected["default_aggregation"]["formula"],
+        None,
+        expected["customer_mapping"]["event_payload_key"],
+        expected["value_settings"]["event_payload_key"],
+    )
+    has = (found.formula, found.event_time_window, found.customer_key, found.value_key)
+    if has != wanted:
+        return (
+            f"Stripe's meter for {meter.event_name} has (formula, window, customer key, value key) {has}, not {wanted}"
+        )
+    return None
+
+
+def _stripe_meter(meter: stripe.billing.Meter) -> StripeMeter:
+    return StripeMeter(
+        meter_id=meter.id,
+        event_name=meter.event_name,
+        active=meter.status == "active",
+        formula=meter.default_aggregation.formula,
+        event_time_window=meter.event_time_window,
+        customer_key=meter.customer_mapping.event_payload_key,
+        value_key=meter.value_settings.event_payload_key,
+    )
+
+
+def canary_customer(client: stripe.StripeClient, settings: Settings) -> str | None:
+    """The customer that canaries are sent for, or None before setup."""
+    with translated_errors(settings):
+        found = client.v1.customers.list({"email": CANARY_EMAIL, "limit": 1}).data
+    return found[0].id if found else None
+
+
 def set_up_catalogue(client: stripe.StripeClient, settings: Settings, catalogue: Catalogue) -> SetUpReport:
-    """Make the meters of the catalogue that Stripe does not have yet."""
-    existing = active_meters(client, settings)
+    """Make the meters of the catalogue that Stripe does not have yet, and the canary's customer.
+
+    The canary's customer gets no subscription, so that no invoice ever shows a canary.
+    """
+    if canary_customer(client, settings) is None:
+        with translated_errors(settings):
+            client.v1.customers.create({"name": "billing_pipeline canary (never invoiced)", "email": CANARY_EMAIL})
+    existing = {name for name, meter in read_meters(client, settings).items() if meter.active}
     missing = [meter for meter in catalogue.meters if meter.event_name not in existing]
     with translated_errors(settings):
         for meter in missing:

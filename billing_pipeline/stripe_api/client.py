@@ -8,6 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 import stripe
 
@@ -24,20 +27,33 @@ StripeClient = stripe.StripeClient
 AUTH_ERRORS = (stripe.AuthenticationError, stripe.PermissionError)
 
 
-def make_client(settings: Settings, http_client: stripe.HTTPClient | None = None) -> stripe.StripeClient:
-    """A client with our key and addresses; it never retries by itself."""
+def make_client(
+    settings: Settings, http_client: stripe.HTTPClient | None = None, *, key: str | None = None
+) -> stripe.StripeClient:
+    """A client with our key (or a session's) and addresses; it never retries by itself."""
     return stripe.StripeClient(
-        settings.stripe_key,
+        key or settings.stripe_key,
         base_addresses=settings.stripe_base_addresses,  # type: ignore[arg-type] # a TypedDict of the same two keys
         max_network_retries=0,
         http_client=http_client or stripe.RequestsClient(timeout=settings.stripe_timeout_seconds),
     )
 
 
-def account_id(client: stripe.StripeClient, settings: Settings) -> str:
-    """The id of the account the key belongs to.  Raises `StripeUnavailable` or `StripeRefused`."""
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The account a key belongs to, and what time it is at Stripe."""
+
+    account_id: str
+    stripe_time: datetime | None
+
+
+def read_account(client: stripe.StripeClient, settings: Settings) -> Account:
+    """The account the key belongs to.  Raises `StripeUnavailable` or `StripeRefused`."""
     with translated_errors(settings):
-        return client.v1.accounts.retrieve_current().id
+        account = client.v1.accounts.retrieve_current()
+    headers = account.last_response.headers if account.last_response else {}
+    date = headers.get("Date")
+    return Account(account.id, parsedate_to_datetime(date) if date else None)
 
 
 @contextmanager
@@ -58,6 +74,12 @@ def translated_errors(settings: Settings) -> Iterator[None]:
         raise StripeUnavailable(f"Stripe cannot serve the request now: {stripe_words(exc)}. Try again later.") from None
     except stripe.StripeError as exc:
         raise StripeRefused(f"Stripe refused: {stripe_words(exc)}.") from None
+
+
+def is_stripes_own(exc: stripe.StripeError) -> bool:
+    """Whether an error answer is Stripe's: it has a request id and Stripe's error object."""
+    error = exc.json_body.get("error") if isinstance(exc.json_body, dict) else None
+    return exc.request_id is not None and isinstance(error, dict) and bool(error.get("type") or error.get("code"))
 
 
 def stripe_words(exc: stripe.StripeError) -> str:

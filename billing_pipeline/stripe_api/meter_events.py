@@ -1,25 +1,32 @@
-"""Sends one meter event by `POST /v1/billing/meter_events` and says what became of it.
+"""Sends meter events and says what became of each: by the v1 endpoint one at a time, or by the v2 stream in hundreds.
 
-Called by the submitter for entries whose attempt is already committed.  An outcome is `ok` only when Stripe's answer
-echoes our identifier; whatever may have been executed without our knowing is `unknown`.
+Called by the submitter for entries whose attempts are already committed.  An outcome is `ok` only when the answer is
+provably Stripe's to our request; whatever may have been executed without our knowing is `unknown`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import aiohttp
 import stripe
 
 from billing_pipeline.domain.entries import Outcome
-from billing_pipeline.settings import Settings
-from billing_pipeline.stripe_api.client import AUTH_ERRORS, make_client, stripe_words
+from billing_pipeline.settings import MeterSinkName, Settings
+from billing_pipeline.stripe_api.client import AUTH_ERRORS, is_stripes_own, make_client, stripe_words
+from billing_pipeline.stripe_api.pace import Pace
 
 DUPLICATE_MESSAGE = "An event already exists with identifier"
 """Observed in production (langfuse, 2026-08): HTTP 400, invalid_request_error, no code."""
 DUPLICATE_CODE = "duplicate_meter_event"
 """The v2 API's code for the same."""
+STREAM_BATCH_MAX = 100
+"""Stripe: at most 100 events in a stream request."""
+SESSION_RENEWAL_SECONDS = 600
+"""Stripe's session lives 15 minutes; a new one is made at ten, so that no request meets its end."""
 ERROR_MESSAGE_LENGTH_MAX = 500
 
 
@@ -37,7 +44,7 @@ class MeterEvent:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one request; `stop` means that no further request can succeed (the key is refused)."""
+    """What came of one event; `stop` means that no further request can succeed (the key is refused)."""
 
     outcome: Outcome
     http_status: int | None = None
@@ -48,14 +55,16 @@ class Answer:
 
 
 class V1MeterSink:
-    """The v1 endpoint over one pooled asynchronous HTTP session; use it as an async context manager."""
+    """`POST /v1/billing/meter_events` over one pooled asynchronous session; an async context manager."""
 
     channel = "v1"
+    batch_size = 1
 
     def __init__(self, settings: Settings) -> None:
         self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=settings.stripe_timeout_seconds))
         self._client = make_client(settings, self._http)
         self._livemode = settings.livemode
+        self._pace = Pace(settings.meter_events_per_second)
 
     async def __aenter__(self) -> V1MeterSink:
         return self
@@ -63,24 +72,26 @@ class V1MeterSink:
     async def __aexit__(self, *_: object) -> None:
         await self._http.close_async()  # type: ignore[no-untyped-call] # the SDK leaves it untyped
 
-    async def send(self, event: MeterEvent) -> Answer:
-        """Send once.  Never raises for anything Stripe or the network does."""
+    async def send(self, events: Sequence[MeterEvent]) -> list[Answer]:
+        """Send one event once.  Never raises for anything Stripe or the network does."""
+        (event,) = events
+        await self._pace.turn(1)
         try:
             echoed = await self._client.v1.billing.meter_events.create_async(
                 {
                     "event_name": event.event_name,
-                    "payload": {"stripe_customer_id": event.stripe_customer_id, "value": str(event.value)},
+                    "payload": _payload(event),
                     "identifier": event.identifier,
                     "timestamp": int(event.timestamp.timestamp()),
                 },
                 {"idempotency_key": event.idempotency_key},
             )
-        except stripe.StripeError as exc:
-            return _answer_of(exc)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
-            # The SDK does not wrap what breaks while the body is being read.
-            return Answer(Outcome.UNKNOWN, error_code=type(exc).__name__)
-        return self._check_echo(echoed, event)
+        except Exception as exc:
+            answer = _answer_of(exc)
+            if answer.http_status == 429:
+                self._pace.slow_down()
+            return [answer]
+        return [self._check_echo(echoed, event)]
 
     def _check_echo(self, echoed: stripe.billing.MeterEvent, event: MeterEvent) -> Answer:
         response = echoed.last_response
@@ -92,7 +103,93 @@ class V1MeterSink:
         return Answer(Outcome.OK, 200, request_id=request_id)
 
 
-def _answer_of(exc: stripe.StripeError) -> Answer:
+class V2StreamSink:
+    """`POST /v2/billing/meter_event_stream`: up to 100 events a request, accepted as a whole.
+
+    Stripe says nothing per event; refusals come later as error reports, and summaries decide.  When an answer is
+    lost, every event of the request is unknown on its own.
+    """
+
+    channel = "v2_stream"
+    batch_size = STREAM_BATCH_MAX
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=settings.stripe_timeout_seconds))
+        self._sessions = make_client(settings, self._http)
+        self._pace = Pace(settings.meter_events_per_second)
+        self._stream: stripe.StripeClient | None = None
+        self._renew_at = 0.0
+
+    async def __aenter__(self) -> V2StreamSink:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close_async()  # type: ignore[no-untyped-call] # the SDK leaves it untyped
+
+    async def send(self, events: Sequence[MeterEvent]) -> list[Answer]:
+        """Send up to 100 events once.  Never raises for anything Stripe or the network does."""
+        await self._pace.turn(len(events))
+        try:
+            stream = await self._session()
+        except Exception as exc:
+            # No session, no request: nothing of ours was executed, whatever became of the session's own request.
+            return [replace(_answer_of(exc), outcome=Outcome.NOT_EXECUTED)] * len(events)
+        try:
+            await stream.v2.billing.meter_event_stream.create_async(
+                {
+                    "events": [
+                        {
+                            "event_name": event.event_name,
+                            "payload": _payload(event),
+                            "identifier": event.identifier,
+                            "timestamp": event.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                        }
+                        for event in events
+                    ]
+                }
+            )
+        except stripe.TemporarySessionExpiredError as exc:
+            self._stream = None
+            return [Answer(Outcome.NOT_EXECUTED, exc.http_status, "session_expired", None, exc.request_id)] * len(
+                events
+            )
+        except Exception as exc:
+            return [self._batch_answer(_answer_of(exc), len(events))] * len(events)
+        return [Answer(Outcome.OK, 200)] * len(events)
+
+    def _batch_answer(self, answer: Answer, events: int) -> Answer:
+        if answer.http_status == 429:
+            self._pace.slow_down()
+        if answer.outcome in (Outcome.REJECTED, Outcome.DUPLICATE) and events > 1:
+            # Whose fault it was, and whether the others count, is documented nowhere: evidence must tell.
+            return Answer(
+                Outcome.UNKNOWN, answer.http_status, answer.error_code, answer.error_message, answer.request_id
+            )
+        return answer
+
+    async def _session(self) -> stripe.StripeClient:
+        if self._stream is None or time.monotonic() >= self._renew_at:
+            session = await self._sessions.v2.billing.meter_event_session.create_async()
+            self._stream = make_client(self._settings, self._http, key=session.authentication_token)
+            self._renew_at = time.monotonic() + SESSION_RENEWAL_SECONDS
+        return self._stream
+
+
+def make_sink(settings: Settings) -> V1MeterSink | V2StreamSink:
+    """The sink that `STRIPE_METER_SINK` names."""
+    return V2StreamSink(settings) if settings.stripe_meter_sink is MeterSinkName.V2_STREAM else V1MeterSink(settings)
+
+
+def _payload(event: MeterEvent) -> dict[str, str]:
+    return {"stripe_customer_id": event.stripe_customer_id, "value": str(event.value)}
+
+
+def _answer_of(exc: Exception) -> Answer:
+    """What an exception of the SDK, or of the HTTP library below it, says about the request."""
+    if not isinstance(exc, stripe.StripeError):
+        # The SDK does not wrap what breaks while a body is being read.
+        return Answer(Outcome.UNKNOWN, error_code=type(exc).__name__)
     status = exc.http_status
     code = exc.error.code if exc.error else None
     message = stripe_words(exc)[:ERROR_MESSAGE_LENGTH_MAX]
@@ -100,6 +197,9 @@ def _answer_of(exc: stripe.StripeError) -> Answer:
     def answer(outcome: Outcome, *, stop: bool = False) -> Answer:
         return Answer(outcome, status, code or type(exc).__name__, message, exc.request_id, stop)
 
+    if not isinstance(exc, stripe.APIConnectionError) and not is_stripes_own(exc):
+        # A proxy, a firewall or a captive portal answered; what it did with the request, nobody knows.
+        return answer(Outcome.UNKNOWN)
     if isinstance(exc, stripe.APIConnectionError):
         refused = isinstance(exc.__cause__, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
         return answer(Outcome.NOT_EXECUTED if refused else Outcome.UNKNOWN)

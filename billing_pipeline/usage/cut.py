@@ -6,6 +6,7 @@ outcome of the last is known.  Nothing is sent here.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -104,14 +105,20 @@ def _cut_batch(
     entries: list[tuple[WindowFacts, Cut]] = []
     held: list[tuple[int, HoldReason]] = []
     settled: list[int] = []
+    taken: dict[tuple[str, str], list[datetime]] = defaultdict(list)
     for window in facts:
         if window.open_or_held:
             continue
+        # Two windows of one customer and hour may be in one batch; the minutes of the first are not in `facts`.
+        lane = (window.stripe_customer_id, window.meter)
+        used = [slot for slot in taken[lane] if window.starts_at <= slot < window.ends_at]
+        if window.last_slot_at is not None:
+            used.append(window.last_slot_at)
         decision = decide_cut(
             target=int(window.target),
             stated=int(window.stated),
             next_sequence=window.next_sequence,
-            last_slot_at=window.last_slot_at,
+            last_slot_at=max(used, default=None),
             starts_at=window.starts_at,
             ends_at=window.ends_at,
             now=now,
@@ -123,6 +130,7 @@ def _cut_batch(
         settled.append(window.window_id)
         if decision is not None:
             entries.append((window, decision))
+            taken[lane].append(decision.slot_at)
     _insert(connection, entries, event_names, identity, now)
     queries.execute(connection, "settle_windows", {"window_ids": settled})
     queries.execute(

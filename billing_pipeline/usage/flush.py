@@ -18,23 +18,20 @@ from psycopg import Connection
 from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.database.connection import connect
 from billing_pipeline.settings import Level, Settings
-from billing_pipeline.stripe_api.catalogue import active_meters, require_meters
-from billing_pipeline.stripe_api.client import StripeClient, account_id, make_client
-from billing_pipeline.stripe_api.meter_events import V1MeterSink
-from billing_pipeline.stripe_api.summaries import hour_summaries, minute_summary
+from billing_pipeline.stripe_api.catalogue import StripeMeter, canary_customer, read_meters, require_meters
+from billing_pipeline.stripe_api.client import StripeClient, make_client, read_account
+from billing_pipeline.stripe_api.meter_events import make_sink
+from billing_pipeline.stripe_api.summaries import StripeSummaries
 from billing_pipeline.usage import gate
 from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate, recorded_since
+from billing_pipeline.usage.canary import lost_canaries
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline.usage.confirm import ConfirmReport, confirm
 from billing_pipeline.usage.contract import ContractReport, require_contract, validate_contract
 from billing_pipeline.usage.cut import CutReport, cut
-from billing_pipeline.usage.submit import SubmitReport, submit
-
-SAFE_SEND = timedelta(hours=20)
-"""No send later than this after an entry's first attempt: Stripe forgets identifiers after "at least 24 hours"."""
-
-PAST_MAX = timedelta(days=35) - timedelta(hours=1)
-"""Stripe takes timestamps at most 35 days old; the hour is margin for a flush under way."""
+from billing_pipeline.usage.lease import Lease, acquire, release
+from billing_pipeline.usage.mark import HighWaterMark
+from billing_pipeline.usage.submit import SubmitContext, SubmitReport, submit
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +48,28 @@ class FlushReport:
 class UsageFlow:
     """The stages of the usage flow over one connection; `settings` decide, the database's clock tells the time."""
 
-    def __init__(self, connection: Connection[Any], database_url: str, settings: Settings) -> None:
+    def __init__(self, connection: Connection[Any], database_url: str, settings: Settings, *, holder: str) -> None:
         self.connection = connection
         self.settings = settings
         self.catalogue = load_catalogue(settings)
         self.clock: Callable[[], datetime] = DatabaseClock(connection)
+        self.mark = HighWaterMark(settings.mark_url)
         self._database_url = database_url
+        self._holder = holder
+
+    def take_lease(self) -> Lease:
+        """The right to flush, kept by this flow's holder through all stages.  Raises `LeaseHeld`."""
+        return acquire(
+            self.connection,
+            lock_key=self.settings.stripe_usage_flush_lock_key,
+            holder=self._holder,
+            ttl=self._lease_ttl,
+            now=self.clock(),
+        )
+
+    def give_lease_back(self) -> None:
+        """After the last stage, whatever came of it."""
+        release(self.connection, lock_key=self.settings.stripe_usage_flush_lock_key, holder=self._holder)
 
     @cached_property
     def stripe(self) -> StripeClient:
@@ -64,14 +77,13 @@ class UsageFlow:
         return make_client(self.settings)
 
     @cached_property
-    def meters_at_stripe(self) -> dict[str, str]:
-        """Event name -> meter id, read once per flow.  Raises `StripeRefused` when one of the catalogue is missing."""
-        meters = active_meters(self.stripe, self.settings)
-        require_meters(self.catalogue, meters)
-        return meters
+    def meters_at_stripe(self) -> dict[str, StripeMeter]:
+        """Stripe's meters by event name, read once per flow."""
+        return read_meters(self.stripe, self.settings)
 
     def validate_contract(self, *, whole_lookback: bool = False) -> ContractReport:
         """Stage 1, over the rows recorded since the last aggregation, or the whole lookback."""
+        self.take_lease()
         since = None if whole_lookback else self._recorded_since()
         return validate_contract(
             self.connection,
@@ -85,6 +97,7 @@ class UsageFlow:
 
     def aggregate(self, scope: Scope | None = None) -> AggregationReport:
         """Stage 2."""
+        self.take_lease()
         return aggregate(
             self.connection,
             source=self.settings.billing_source_relation,
@@ -97,6 +110,7 @@ class UsageFlow:
 
     def cut(self) -> CutReport:
         """Stage 3, behind the gate; cuts nothing while billing is off."""
+        self.take_lease()
         if self.settings.level is Level.OFF:
             return CutReport()
         return cut(
@@ -104,44 +118,68 @@ class UsageFlow:
             catalogue=self.catalogue,
             identity=self.pass_gate(),
             grace=timedelta(seconds=self.settings.billing_window_grace_seconds),
-            past_max=PAST_MAX,
+            past_max=self.settings.protocol_times.past_max,
             clock=self.clock,
         )
 
     def submit(self, on_progress: Callable[[int], None] = lambda sent: None) -> SubmitReport:
         """Stage 4, behind the gate; sends nothing unless billing is live."""
+        lease = self.take_lease()
         if self.settings.level is not Level.LIVE:
             return SubmitReport()
-        self.pass_gate()
+        identity = self.pass_gate()
         require_meters(self.catalogue, self.meters_at_stripe)
-        return submit(
-            self.connection,
-            V1MeterSink(self.settings),
-            clock=self.clock,
+        if (lost := lost_canaries(self.connection, self.summaries, now=self.clock())) is not None:
+            gate.freeze(self.connection, lost, now=self.clock())
+            self.pass_gate()
+        context = SubmitContext(
+            identity=identity,
+            lease=lease,
+            lease_ttl=self._lease_ttl,
+            mark=self.mark,
+            times=self.settings.protocol_times,
             concurrency=self.settings.stripe_max_concurrency,
-            safe_send=SAFE_SEND,
-            past_max=PAST_MAX,
-            on_progress=on_progress,
+            canary_customer=canary_customer(self.stripe, self.settings),
+            event_names=tuple(meter.event_name for meter in self.catalogue.meters),
         )
+        return submit(self.connection, make_sink(self.settings), context, clock=self.clock, on_progress=on_progress)
 
     def confirm(self) -> ConfirmReport:
-        """Stage 5; reads only."""
+        """Stage 5; reads Stripe, and settles entries by what it shows.  A frozen ledger settles nothing."""
+        self.take_lease()
         if self.settings.level is Level.OFF:
             return ConfirmReport()
-        return confirm(self.connection, _StripeSummaries(self), clock=self.clock)
-
-    def pass_gate(self) -> gate.Identity:
-        """The identity, if everything that must hold before sending holds.  Raises `GateClosed`."""
-        identity = gate.bind(
+        self.pass_gate(contract=False)
+        return confirm(
             self.connection,
-            stripe_account=account_id(self.stripe, self.settings),
-            livemode=self.settings.livemode,
-            now=self.clock(),
+            self.summaries,
+            times=self.settings.protocol_times,
+            reads_max=self.settings.billing_summary_reads_max,
+            clock=self.clock,
         )
-        gate.require_open(identity)
-        if self.settings.stripe_billing_validate_contract_before_flush:
+
+    def pass_gate(self, *, contract: bool = True) -> gate.Identity:
+        """The identity, if everything that must hold before sending holds.  Raises `GateClosed`."""
+        account = read_account(self.stripe, self.settings)
+        now = self.clock()
+        identity = gate.bind(
+            self.connection, stripe_account=account.account_id, livemode=self.settings.livemode, now=now
+        )
+        gate.require_open(self.connection, identity, self.mark, now=now)
+        gate.require_clock(now, account.stripe_time)
+        if contract and self.settings.stripe_billing_validate_contract_before_flush:
             require_contract(self.connection, fail_closed=self.settings.stripe_billing_contract_fail_closed)
         return identity
+
+    @cached_property
+    def summaries(self) -> StripeSummaries:
+        """What Stripe shows."""
+        meter_ids = {name: meter.meter_id for name, meter in self.meters_at_stripe.items()}
+        return StripeSummaries(self.stripe, self.settings, meter_ids)
+
+    @property
+    def _lease_ttl(self) -> timedelta:
+        return timedelta(seconds=self.settings.stripe_usage_flush_lock_ttl_seconds)
 
     @property
     def _lookback(self) -> timedelta:
@@ -151,39 +189,23 @@ class UsageFlow:
         return recorded_since(self.connection, timedelta(seconds=self.settings.billing_cutoff_overlap_seconds))
 
 
-class _StripeSummaries:
-    """The confirmer's view of Stripe."""
-
-    def __init__(self, flow: UsageFlow) -> None:
-        self._flow = flow
-
-    def hours(self, event_name: str, customer: str, start: datetime, end: datetime) -> dict[datetime, int]:
-        meter_id = self._flow.meters_at_stripe[event_name]
-        return hour_summaries(
-            self._flow.stripe, self._flow.settings, meter_id=meter_id, customer=customer, start=start, end=end
-        )
-
-    def minute(self, event_name: str, customer: str, minute: datetime) -> int:
-        meter_id = self._flow.meters_at_stripe[event_name]
-        return minute_summary(
-            self._flow.stripe, self._flow.settings, meter_id=meter_id, customer=customer, minute=minute
-        )
-
-
 @contextmanager
-def open_flow(settings: Settings, database_url: str) -> Iterator[UsageFlow]:
-    """A flow over a connection of its own."""
+def open_flow(settings: Settings, database_url: str, *, holder: str) -> Iterator[UsageFlow]:
+    """A flow over a connection of its own; `holder` names who flushes, in the lease."""
     with connect(database_url) as connection:
-        yield UsageFlow(connection, database_url, settings)
+        yield UsageFlow(connection, database_url, settings, holder=holder)
 
 
 def flush(
     flow: UsageFlow, *, scope: Scope | None = None, on_progress: Callable[[int], None] = lambda sent: None
 ) -> FlushReport:
-    """Run every stage once, in order."""
-    validates = flow.settings.stripe_billing_validate_contract_before_flush
-    contract = flow.validate_contract() if validates else None
-    aggregation = flow.aggregate(scope)
-    cut_report = flow.cut()
-    submit_report = flow.submit(on_progress)
-    return FlushReport(contract, aggregation, cut_report, submit_report, flow.confirm())
+    """Run every stage once, in order.  Raises `LeaseHeld` when another flush is under way."""
+    try:
+        validates = flow.settings.stripe_billing_validate_contract_before_flush
+        contract = flow.validate_contract() if validates else None
+        aggregation = flow.aggregate(scope)
+        cut_report = flow.cut()
+        submit_report = flow.submit(on_progress)
+        return FlushReport(contract, aggregation, cut_report, submit_report, flow.confirm())
+    finally:
+        flow.give_lease_back()

@@ -1,63 +1,43 @@
 """Stage 4: send due entries to Stripe, so that each counts once whatever gets lost on the way.
 
-The order is the protocol: claim and commit the attempts, send, record under the fence.  A crash at any point leaves
-an ambiguous entry that the next flush sends again under the same identifier, and Stripe answers "duplicate".
-One request at a time per customer and meter, because Stripe refuses a second.
+The order is the protocol: claim and commit the attempts, raise the high-water mark, send, record under the fence.
+A crash at any point leaves an ambiguous entry that the next flush sends again under the same identifier.
+A canary follows the last batch; when Stripe shows it, everything before it has had its time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 from psycopg import Connection
 
 from billing_pipeline.database import queries
-from billing_pipeline.domain.entries import (
-    DuplicateWithoutAttempt,
-    EntryState,
-    Outcome,
-    retry_delay,
-    state_after,
-)
-from billing_pipeline.domain.identifiers import idempotency_key
-from billing_pipeline.errors import LedgerFrozen, StripeRefused
-from billing_pipeline.stripe_api.meter_events import Answer, MeterEvent
-from billing_pipeline.usage.gate import freeze
+from billing_pipeline.domain.entries import DuplicateWithoutAttempt, EntryState, Outcome, retry_delay, state_after
+from billing_pipeline.domain.protocol import ProtocolTimes
+from billing_pipeline.errors import BillingError, LedgerFrozen, StripeRefused
+from billing_pipeline.stripe_api.meter_events import Answer
+from billing_pipeline.usage.canary import record_canaries, write_canaries
+from billing_pipeline.usage.gate import Identity, freeze
+from billing_pipeline.usage.lease import Lease, renew
+from billing_pipeline.usage.mark import HighWaterMark, Mark
+from billing_pipeline.usage.send import ClaimedEntry, MeterSink, send_batch
 
-logger = logging.getLogger(__name__)
+# The milestones go to Dagster's event log, which stores a row for each; single entries must not.
+milestones = logging.getLogger("billing_pipeline.milestones")
 
-BATCH_SIZE = 500
-LEASE = timedelta(minutes=2)
-SEND_MARGIN = timedelta(seconds=30)
-"""No request starts in the last part of a lease: it would still be under way when another worker may claim."""
-
-
-class MeterSink(Protocol):
-    """Where meter events go: Stripe's v1 endpoint today."""
-
-    channel: str
-
-    async def __aenter__(self) -> Self: ...
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    async def send(self, event: MeterEvent) -> Answer:
-        """Send once; never raises for anything Stripe or the network does."""
-        ...
+BATCH_SIZE = 2_000
+NO_MARK = Answer(Outcome.NOT_EXECUTED, error_code="no_mark")
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitReport:
-    """Entries by what became of them in this run; an entry may be counted once per attempt."""
+    """Entries by what became of them in this run; an entry counts once per attempt."""
 
     attempts: int = 0
     accepted: int = 0
@@ -66,67 +46,78 @@ class SubmitReport:
     unknown: int = 0
     not_executed: int = 0
     units_accepted: int = 0
+    canaries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimedEntry:
-    """An entry this worker may send: its attempt is committed and its fence is ours."""
+class SubmitContext:
+    """Who sends, under which lease, with which limits."""
 
-    attempt_id: int
-    entry_id: int
-    organization_id: str
-    fence: int
-    stripe_customer_id: str
-    event_name: str
-    value: int
-    slot_at: datetime
-    identifier: str
-    earlier_unknown: bool
-
-    @property
-    def lane(self) -> tuple[str, str]:
-        """Requests of one lane are never under way together."""
-        return (self.stripe_customer_id, self.event_name)
+    identity: Identity
+    lease: Lease
+    lease_ttl: timedelta
+    mark: HighWaterMark
+    times: ProtocolTimes
+    concurrency: int
+    canary_customer: str | None
+    """None: no canaries, because setup has not made their customer yet."""
+    event_names: tuple[str, ...]
 
 
 def submit(
     connection: Connection[Any],
     sink: MeterSink,
+    context: SubmitContext,
     *,
     clock: Callable[[], datetime],
-    concurrency: int,
-    safe_send: timedelta,
-    past_max: timedelta,
     on_progress: Callable[[int], None] = lambda sent: None,
 ) -> SubmitReport:
-    """Send every due entry once.  Raises `StripeRefused` when the key is refused, `LedgerFrozen` when it must stop."""
-    logger.info("Stripe usage flush started", extra={"action": "flush_started"})
-    report = asyncio.run(_submit(connection, sink, clock, concurrency, safe_send, past_max, on_progress))
+    """Send every due entry once.
+
+    Raises `StripeRefused` when the key is refused, `LedgerFrozen` when sending must stop, `LeaseLost` when another
+    flush took over, and `Unavailable` when the high-water mark cannot be raised.
+    """
+    milestones.info("Stripe usage flush started", extra={"action": "flush_started"})
+    report = asyncio.run(_submit(connection, sink, context, clock, on_progress))
     if report.attempts == 0:
-        logger.info("Stripe usage flush found no pending events", extra={"action": "flush_empty"})
-    logger.info("Stripe usage flush completed", extra={"action": "flush_completed", "totals": asdict(report)})
+        milestones.info("Stripe usage flush found no pending events", extra={"action": "flush_empty"})
+    milestones.info("Stripe usage flush completed", extra={"action": "flush_completed", "totals": asdict(report)})
     return report
 
 
 async def _submit(
     connection: Connection[Any],
     sink: MeterSink,
+    context: SubmitContext,
     clock: Callable[[], datetime],
-    concurrency: int,
-    safe_send: timedelta,
-    past_max: timedelta,
     on_progress: Callable[[int], None],
 ) -> SubmitReport:
     totals: Counter[str] = Counter()
+    queries.execute(connection, "hold_entries_too_old", {"now": clock(), "past_max": context.times.past_max})
+    lease = context.lease
     async with sink:
-        while batch := _claim(connection, sink.channel, clock(), safe_send, past_max):
-            logger.info("Stripe usage flush batch started", extra={"action": "batch_started", "size": len(batch)})
-            answers = await _send_batch(sink, batch, concurrency)
+        while True:
+            now = clock()
+            lease = renew(connection, lease, ttl=context.lease_ttl, now=now)
+            batch = _claim(connection, sink.channel, lease, context.times, now)
+            if not batch:
+                break
+            milestones.info("Stripe usage flush batch started", extra={"action": "batch_started", "size": len(batch)})
+            try:
+                highest = max(entry.attempt_id for entry in batch)
+                context.mark.raise_to(Mark(str(context.identity.ledger_id), highest))
+            except BillingError:
+                # Nothing has left yet, and the ledger shall say so.
+                _record(connection, batch, [NO_MARK] * len(batch), now, totals)
+                raise
+            answers = await send_batch(sink, batch, context.concurrency, context.times.send_within)
             _record(connection, batch, answers, clock(), totals)
-            logger.info(
+            milestones.info(
                 "Stripe usage flush batch completed", extra={"action": "batch_completed", "totals": dict(totals)}
             )
             on_progress(len(batch))
+        if totals["attempts"] and context.canary_customer is not None:
+            totals["canaries"] = await _send_canaries(connection, sink, context, context.canary_customer, clock())
     return SubmitReport(
         attempts=totals["attempts"],
         accepted=totals[Outcome.OK],
@@ -135,11 +126,12 @@ async def _submit(
         unknown=totals[Outcome.UNKNOWN],
         not_executed=totals[Outcome.NOT_EXECUTED],
         units_accepted=totals["units_accepted"],
+        canaries=totals["canaries"],
     )
 
 
 def _claim(
-    connection: Connection[Any], channel: str, now: datetime, safe_send: timedelta, past_max: timedelta
+    connection: Connection[Any], channel: str, lease: Lease, times: ProtocolTimes, now: datetime
 ) -> list[ClaimedEntry]:
     return queries.fetch(
         connection,
@@ -148,52 +140,26 @@ def _claim(
         {
             "channel": channel,
             "now": now,
-            "lease": LEASE,
+            "entry_lease": times.entry_lease,
             "limit": BATCH_SIZE,
-            "safe_send": safe_send,
-            "past_max": past_max,
+            "safe_send": times.safe_send,
+            "past_max": times.past_max,
+            "lock_key": lease.lock_key,
+            "lease_fence": lease.fence,
         },
     )
-
-
-async def _send_batch(sink: MeterSink, batch: Sequence[ClaimedEntry], concurrency: int) -> dict[int, Answer]:
-    """Answers by attempt id.  Lanes run side by side; inside a lane one request follows the other."""
-    send_until = time.monotonic() + (LEASE - SEND_MARGIN).total_seconds()
-    lanes: dict[tuple[str, str], list[ClaimedEntry]] = defaultdict(list)
-    for entry in batch:
-        lanes[entry.lane].append(entry)
-    places = asyncio.Semaphore(concurrency)
-    stopped = asyncio.Event()
-    answers: dict[int, Answer] = {}
-
-    async def send_lane(lane: list[ClaimedEntry]) -> None:
-        async with places:
-            for entry in lane:
-                if stopped.is_set() or time.monotonic() >= send_until:
-                    answers[entry.attempt_id] = Answer(Outcome.NOT_EXECUTED, error_code="not_sent")
-                    continue
-                answers[entry.attempt_id] = answer = await sink.send(_meter_event(entry))
-                _log_answer(entry, answer)
-                if answer.stop:
-                    stopped.set()
-
-    async with asyncio.TaskGroup() as group:
-        for lane in lanes.values():
-            group.create_task(send_lane(lane))
-    return answers
 
 
 def _record(
     connection: Connection[Any],
     batch: Sequence[ClaimedEntry],
-    answers: dict[int, Answer],
+    answers: Sequence[Answer],
     now: datetime,
     totals: Counter[str],
 ) -> None:
     states: list[EntryState] = []
     foreign: list[str] = []
-    for entry in batch:
-        answer = answers[entry.attempt_id]
+    for entry, answer in zip(batch, answers, strict=True):
         try:
             states.append(state_after(answer.outcome, earlier_unknown=entry.earlier_unknown))
         except DuplicateWithoutAttempt:
@@ -203,7 +169,6 @@ def _record(
         totals[answer.outcome] += 1
         if states[-1] is EntryState.ACCEPTED:
             totals["units_accepted"] += entry.value
-    column = [answers[entry.attempt_id] for entry in batch]
     with connection.transaction():
         queries.execute(
             connection,
@@ -214,11 +179,11 @@ def _record(
                 "entry_ids": [entry.entry_id for entry in batch],
                 "fences": [entry.fence for entry in batch],
                 "states": [str(state) for state in states],
-                "outcomes": [str(answer.outcome) for answer in column],
-                "http_statuses": [answer.http_status for answer in column],
-                "error_codes": [answer.error_code for answer in column],
-                "error_messages": [answer.error_message for answer in column],
-                "request_ids": [answer.request_id for answer in column],
+                "outcomes": [str(answer.outcome) for answer in answers],
+                "http_statuses": [answer.http_status for answer in answers],
+                "error_codes": [answer.error_code for answer in answers],
+                "error_messages": [answer.error_message for answer in answers],
+                "request_ids": [answer.request_id for answer in answers],
                 "next_attempt_ats": [now + retry_delay(entry.fence) for entry in batch],
             },
         )
@@ -229,35 +194,16 @@ def _record(
             f"Stripe already holds {len(foreign)} identifier(s) that this ledger never sent, such as {foreign[0]}: "
             "the database was restored, or another ledger writes to this account. Sending is frozen."
         )
-    if refused := next((answer for answer in column if answer.stop), None):
+    if refused := next((answer for answer in answers if answer.stop), None):
         raise StripeRefused(f"Stripe refuses the key: {refused.error_message}. Entries wait unchanged; mend the key.")
 
 
-def _meter_event(entry: ClaimedEntry) -> MeterEvent:
-    logger.info("Stripe meter event submit attempt", extra=_log_fields(entry))
-    return MeterEvent(
-        identifier=entry.identifier,
-        idempotency_key=idempotency_key(entry.identifier, entry.fence),
-        event_name=entry.event_name,
-        stripe_customer_id=entry.stripe_customer_id,
-        value=entry.value,
-        timestamp=entry.slot_at,
+async def _send_canaries(
+    connection: Connection[Any], sink: MeterSink, context: SubmitContext, customer: str, now: datetime
+) -> int:
+    canaries = write_canaries(
+        connection, identity=context.identity, customer=customer, event_names=context.event_names, now=now
     )
-
-
-def _log_answer(entry: ClaimedEntry, answer: Answer) -> None:
-    fields = _log_fields(entry) | {"outcome": str(answer.outcome), "stripe_request_id": answer.request_id}
-    if answer.outcome in (Outcome.OK, Outcome.DUPLICATE):
-        logger.info("Stripe meter event submit succeeded", extra=fields)
-    else:
-        logger.warning("Stripe meter event submit failed", extra=fields | {"error_code": answer.error_code})
-
-
-def _log_fields(entry: ClaimedEntry) -> dict[str, Any]:
-    return {
-        "action": "meter_event_submit",
-        "organization_id": entry.organization_id,
-        "identifier": entry.identifier,
-        "idempotency_key": idempotency_key(entry.identifier, entry.fence),
-        "attempt": entry.fence,
-    }
+    answers = [answer for canary in canaries for answer in await sink.send([canary.as_meter_event()])]
+    record_canaries(connection, canaries, answers)
+    return len(canaries)

@@ -198,6 +198,7 @@ def test_a_failed_contract_blocks_the_run_and_the_stage_behind_it(flow, bill, si
 
 def use_environment(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
     """A run reads its settings from the environment, as a worker of its own would."""
+    monkeypatch.setenv("BILLING_STATE_DIR", str(settings.billing_state_dir))
     monkeypatch.setenv("DATABASE_URL", settings.database_url.get_secret_value())
     monkeypatch.setenv("STRIPE_SECRET_KEY", settings.stripe_key)
     monkeypatch.setenv("STRIPE_API_BASE", settings.stripe_api_base)

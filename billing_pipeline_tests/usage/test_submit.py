@@ -7,11 +7,15 @@ from decimal import Decimal
 
 import pytest
 
-from billing_pipeline.errors import IdentityMismatch, LedgerFrozen, StripeRefused, StripeUnavailable
+from billing_pipeline.database.connection import connect
+from billing_pipeline.domain.entries import Outcome
+from billing_pipeline.errors import GateClosed, IdentityMismatch, LedgerFrozen, StripeRefused, StripeUnavailable
 from billing_pipeline.settings import load_settings
-from billing_pipeline.stripe_api.meter_events import V1MeterSink
-from billing_pipeline.usage.flush import PAST_MAX, SAFE_SEND, UsageFlow, flush
-from billing_pipeline.usage.submit import LEASE, submit
+from billing_pipeline.stripe_api.meter_events import Answer, V1MeterSink
+from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.gate import require_clock
+from billing_pipeline.usage.lease import LeaseLost
+from billing_pipeline.usage.submit import SubmitContext, submit
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 from billing_pipeline_tests.fix_proxy import Mishap
@@ -19,18 +23,35 @@ from billing_pipeline_tests.fix_proxy import Mishap
 CLOSED = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
 
 
-def send(flow, *, base=None, later=timedelta(0)):
+def send(flow, *, base=None, later=timedelta(0), sink=None, key=None):
     """Submit through `base` (the simulator itself by default), `later` than now."""
-    settings = flow.settings.model_copy(update={"stripe_api_base": base or flow.settings.stripe_api_base})
-    sink = V1MeterSink(load_settings(**settings.model_dump()))
-    return submit(
-        flow.connection,
-        sink,
-        clock=lambda: flow.clock() + later,
+    given = {"stripe_api_base": base, "stripe_secret_key": key}
+    settings = load_settings(**flow.settings.model_dump() | {name: value for name, value in given.items() if value})
+    clock = flow.clock
+    flow.clock = lambda: clock() + later
+    try:
+        return submit(flow.connection, sink or V1MeterSink(settings), context(flow), clock=flow.clock)
+    finally:
+        flow.clock = clock
+
+
+def context(flow):
+    return SubmitContext(
+        identity=flow.pass_gate() if flow.clock() - datetime.now(UTC) < timedelta(minutes=1) else identity_of(flow),
+        lease=flow.take_lease(),
+        lease_ttl=timedelta(hours=1),
+        mark=flow.mark,
+        times=flow.settings.protocol_times,
         concurrency=4,
-        safe_send=SAFE_SEND,
-        past_max=PAST_MAX,
+        canary_customer=None,
+        event_names=(),
     )
+
+
+def identity_of(flow):
+    from billing_pipeline.usage.gate import read_identity
+
+    return read_identity(flow.connection)
 
 
 @pytest.fixture
@@ -76,23 +97,36 @@ def test_usage_is_billed_once_when_something_is_lost(flow, entry, simulator, pro
 
 
 def test_a_worker_that_died_after_its_claim_is_followed_by_another(flow, entry, simulator):
-    crashed = CrashingSink()
     with pytest.raises(ExceptionGroup):
-        submit(flow.connection, crashed, clock=flow.clock, concurrency=1, safe_send=SAFE_SEND, past_max=PAST_MAX)
+        send(flow, sink=CrashingSink())
     assert (state(flow), attempts(flow)) == ("ambiguous", [None])
-    assert send(flow).attempts == 0, "its lease still runs"
+    assert send(flow).attempts == 0, "its claim still runs"
 
-    send(flow, later=LEASE + timedelta(seconds=1))
+    send(flow, later=flow.settings.protocol_times.entry_lease + timedelta(seconds=1))
 
     assert (state(flow), attempts(flow)) == ("accepted", [None, "ok"])
     assert counted_by_stripe(simulator) == {entry: 10}
 
 
-def test_the_attempt_is_committed_before_the_request_leaves(flow, entry, database_url):
-    sink = WitnessSink(database_url)
-    submit(flow.connection, sink, clock=flow.clock, concurrency=1, safe_send=SAFE_SEND, past_max=PAST_MAX)
+def test_the_attempt_is_committed_and_the_mark_raised_before_the_request_leaves(flow, entry, database_url):
+    sink = WitnessSink(database_url, flow.mark)
 
-    assert sink.seen == [("ambiguous", 1)]
+    send(flow, sink=sink)
+
+    ((seen_state, attempt_id, marked),) = sink.seen
+    assert seen_state == "ambiguous"
+    assert marked == attempt_id
+
+
+def test_nothing_is_sent_when_the_mark_cannot_be_raised(flow, entry, simulator):
+    folder = flow.settings.billing_state_dir
+    (folder / "high_water_mark.lock").mkdir()
+
+    with pytest.raises(Exception, match="Nothing is sent without it"):
+        send(flow)
+
+    assert (state(flow), attempts(flow)) == ("pending", ["not_executed"])
+    assert counted_by_stripe(simulator) == {}
 
 
 def test_a_refused_connection_executes_nothing_and_starts_no_clock(flow, entry):
@@ -107,10 +141,17 @@ def test_nothing_is_sent_after_stripe_may_have_forgotten_the_identifier(flow, en
     proxy.mishaps = [Mishap.LOSE_ANSWER]
     send(flow, base=proxy.url)
 
-    report = send(flow, later=SAFE_SEND + timedelta(seconds=1))
+    report = send(flow, later=flow.settings.protocol_times.safe_send + timedelta(seconds=1))
 
     assert report.attempts == 0
     assert state(flow) == "ambiguous"
+
+
+def test_an_entry_too_old_for_stripe_is_held_and_not_sent(flow, entry):
+    report = send(flow, later=flow.settings.protocol_times.past_max)
+
+    hold_reason = flow.connection.execute("SELECT hold_reason FROM ledger_entries").fetchone()[0]
+    assert (report.attempts, hold_reason) == (0, "older_than_stripe_accepts")
 
 
 def test_an_entry_stripe_refuses_is_owed_and_not_sent_again(flow, entry, simulator):
@@ -120,9 +161,21 @@ def test_an_entry_stripe_refuses_is_owed_and_not_sent_again(flow, entry, simulat
 
     assert state(flow) == "rejected"
     assert flow.cut().entries == 0, "a refused amount waits for a person, or it would be refused for ever"
-    assert send(flow, later=timedelta(hours=1)).attempts == 0
+    assert send(flow, later=timedelta(minutes=30)).attempts == 0
     message = flow.connection.execute("SELECT error_message FROM attempts").fetchone()[0]
     assert "No such customer" in message
+
+
+def test_a_refusal_after_an_unknown_attempt_decides_nothing(flow, entry, simulator, proxy):
+    proxy.mishaps = [Mishap.LOSE_ANSWER]
+    send(flow, base=proxy.url)
+    flow.stripe.v1.customers.delete(entry[0])
+
+    send(flow, later=timedelta(minutes=11))
+
+    assert attempts(flow) == ["unknown", "rejected"]
+    assert state(flow) == "ambiguous", "the first attempt may have counted, and here it did"
+    assert counted_by_stripe(simulator) == {entry: 10}
 
 
 def test_a_duplicate_of_something_never_sent_freezes_the_ledger(flow, entry, simulator):
@@ -144,17 +197,8 @@ def test_a_duplicate_of_something_never_sent_freezes_the_ledger(flow, entry, sim
 
 
 def test_a_refused_key_stops_sending_and_changes_no_entry(flow, entry, simulator):
-    settings = load_settings(**flow.settings.model_dump() | {"stripe_secret_key": "sk_live_0123456789abcdef"})
-
     with pytest.raises(StripeRefused) as refusal:
-        submit(
-            flow.connection,
-            V1MeterSink(settings),
-            clock=flow.clock,
-            concurrency=1,
-            safe_send=SAFE_SEND,
-            past_max=PAST_MAX,
-        )
+        send(flow, key="sk_live_0123456789abcdef")
 
     assert "0123456789" not in str(refusal.value)
     assert (state(flow), attempts(flow)) == ("pending", ["not_executed"])
@@ -171,15 +215,47 @@ def test_stripe_down_changes_nothing_and_says_where(flow, entry):
     unreachable = load_settings(**flow.settings.model_dump() | {"stripe_api_base": "http://127.0.0.1:9"})
 
     with pytest.raises(StripeUnavailable, match=r"does not answer at http://127\.0\.0\.1:9"):
-        UsageFlow(flow.connection, "", unreachable).submit()
+        UsageFlow(flow.connection, "", unreachable, holder="test").submit()
 
     assert (state(flow), attempts(flow)) == ("pending", [])
+
+
+def test_a_flush_that_lost_its_lease_claims_nothing(flow, entry, simulator):
+    held = context(flow)
+    flow.give_lease_back()
+    other = UsageFlow(flow.connection, "", flow.settings, holder="another")
+    other.take_lease()
+
+    with pytest.raises(LeaseLost, match="another took over"):
+        submit(flow.connection, V1MeterSink(flow.settings), held, clock=flow.clock)
+
+    assert (state(flow), attempts(flow)) == ("pending", [])
+
+
+def test_a_worker_that_wakes_after_its_claim_ran_out_records_nothing(flow, entry):
+    late = flow.settings.protocol_times.entry_lease + timedelta(seconds=1)
+    sink = SleepySink()
+    clock = flow.clock
+    held = context(flow)
+
+    submit(flow.connection, sink, held, clock=lambda: clock() + (late if sink.slept else timedelta(0)))
+
+    assert attempts(flow)[0] is None, "its own answer came too late to be believed"
+
+
+def test_a_database_clock_far_from_stripes_closes_the_gate():
+    now = datetime.now(UTC)
+
+    require_clock(now, now - timedelta(seconds=60))
+    with pytest.raises(GateClosed, match="mend the database server's time"):
+        require_clock(now, now - timedelta(seconds=61))
 
 
 class CrashingSink:
     """A worker that dies on its way to Stripe."""
 
     channel = "v1"
+    batch_size = 1
 
     async def __aenter__(self):
         return self
@@ -187,26 +263,33 @@ class CrashingSink:
     async def __aexit__(self, *_):
         return None
 
-    async def send(self, event):
+    async def send(self, events):
         raise SystemError("killed")
 
 
 class WitnessSink(CrashingSink):
-    """Looks from outside, over a connection of its own, at what is committed when the request would leave."""
+    """Looks from outside, over a connection of its own, at what is durable when the request would leave."""
 
-    def __init__(self, database_url):
+    def __init__(self, database_url, mark):
         self.database_url = database_url
+        self.mark = mark
         self.seen = []
 
-    async def send(self, event):
-        from billing_pipeline.database.connection import connect
-        from billing_pipeline.domain.entries import Outcome
-        from billing_pipeline.stripe_api.meter_events import Answer
-
+    async def send(self, events):
         with connect(self.database_url) as outside:
-            self.seen += outside.execute(
-                "SELECT state::text, count(*) FROM ledger_entries JOIN attempts USING (entry_id) "
-                "WHERE identifier = %s GROUP BY state",
-                (event.identifier,),
-            ).fetchall()
-        return Answer(Outcome.OK)
+            row = outside.execute(
+                "SELECT state::text, attempt_id FROM ledger_entries JOIN attempts USING (entry_id) WHERE identifier = %s",
+                (events[0].identifier,),
+            ).fetchone()
+        self.seen.append((*row, self.mark.read().attempt_id))
+        return [Answer(Outcome.OK)]
+
+
+class SleepySink(CrashingSink):
+    """A worker that is paused while its request is under way."""
+
+    slept = False
+
+    async def send(self, events):
+        self.slept = True
+        return [Answer(Outcome.OK)]

@@ -1,3 +1,9 @@
+-- name: hold_entries_too_old
+-- Stripe takes no timestamp older than 35 days: what was never sent by then is owed, and a person decides how.
+UPDATE ledger_entries
+   SET hold_reason = 'older_than_stripe_accepts'
+ WHERE state = 'pending' AND hold_reason IS NULL AND slot_at <= %(now)s - %(past_max)s;
+
 -- name: claim_due_entries
 -- Write-ahead: the entry is ambiguous and its attempt is committed before any byte leaves.  A claim is a lease with
 -- a fence; a worker whose lease ran out finds its fence passed and can record nothing.
@@ -5,6 +11,10 @@ WITH due AS (
     SELECT entry_id
       FROM ledger_entries
      WHERE state IN ('pending', 'ambiguous') AND hold_reason IS NULL
+       AND NOT EXISTS (SELECT FROM ledger_identity WHERE frozen_reason IS NOT NULL)
+       -- A flush that was paused past its lease claims nothing more.
+       AND EXISTS (SELECT FROM flush_leases
+                    WHERE lock_key = %(lock_key)s AND fence = %(lease_fence)s AND expires_at > %(now)s)
        AND next_attempt_at <= %(now)s
        AND (lease_until IS NULL OR lease_until <= %(now)s)
        -- Stripe forgets identifiers after at least 24 hours: past the safe time only evidence may decide.
@@ -15,13 +25,13 @@ WITH due AS (
        FOR NO KEY UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE ledger_entries e
-       SET state = 'ambiguous', fence = e.fence + 1, lease_until = %(now)s + %(lease)s,
+       SET state = 'ambiguous', fence = e.fence + 1, lease_until = %(now)s + %(entry_lease)s,
            first_attempt_at = coalesce(e.first_attempt_at, %(now)s), last_attempt_at = %(now)s
       FROM due
      WHERE e.entry_id = due.entry_id
     RETURNING e.entry_id, e.window_id, e.fence, e.stripe_customer_id, e.event_name, e.value, e.slot_at, e.identifier,
               EXISTS (SELECT FROM attempts a
-                       WHERE a.entry_id = e.entry_id AND (a.outcome IS NULL OR a.outcome = 'unknown'))
+                       WHERE a.entry_id = e.entry_id AND (a.outcome IS NULL OR a.outcome <> 'not_executed'))
                   AS earlier_unknown
 ), attempted AS (
     INSERT INTO attempts (entry_id, fence, channel, started_at)
@@ -54,6 +64,7 @@ WITH answer AS (
            hold_reason = CASE WHEN answer.state = 'rejected' THEN 'rejected_by_stripe' ELSE e.hold_reason END
       FROM answer
      WHERE e.entry_id = answer.entry_id AND e.fence = answer.fence AND e.state = 'ambiguous'
+       AND e.lease_until > %(now)s
     RETURNING e.entry_id, e.window_id, e.state
 ), finished AS (
     UPDATE attempts a

@@ -1,0 +1,152 @@
+-- The ledger's invariants: each statement returns zero rows, or names the offenders.
+-- They run after every step of the fault tests and hourly as asset checks; the numbers are those of docs/architecture.md.
+-- Every statement answers (offender, detail), so that one reader serves all.
+
+-- name: v01_conservation
+-- A closed, quiet, unsealed window that nobody holds states exactly what the source says.
+SELECT 'window ' || w.window_id AS offender, format('target %%s, stated %%s', w.target, e.stated) AS detail
+  FROM usage_windows w
+ CROSS JOIN LATERAL (
+       SELECT coalesce(sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')), 0) AS stated,
+              coalesce(bool_or(state IN ('pending', 'ambiguous')), false) AS open,
+              coalesce(bool_or(state = 'rejected' AND hold_reason IS NOT NULL), false) AS rejected
+         FROM ledger_entries WHERE window_id = w.window_id) e
+ WHERE w.ends_at < %(now)s - interval '2 hours' AND w.sealed_at IS NULL AND w.hold_reason IS NULL
+   AND w.stripe_customer_id IS NOT NULL
+   AND e.stated <> w.target AND NOT e.open AND NOT e.rejected AND NOT w.cut_due
+ LIMIT 100;
+
+-- name: v02_write_ahead
+-- Nothing leaves `pending` without a durable attempt.
+SELECT 'entry ' || e.entry_id AS offender, e.state::text AS detail
+  FROM ledger_entries e
+ WHERE e.state IN ('ambiguous', 'accepted', 'confirmed', 'rejected')
+   AND NOT EXISTS (SELECT FROM attempts a WHERE a.entry_id = e.entry_id)
+ LIMIT 100;
+
+-- name: v03_never_sent_late
+-- No attempt starts after the safe time since the first attempt that may have been executed.
+SELECT 'attempt ' || a.attempt_id AS offender, format('%%s after the first', a.started_at - e.first_attempt_at) AS detail
+  FROM attempts a
+  JOIN ledger_entries e USING (entry_id)
+ WHERE a.started_at > e.first_attempt_at + %(safe_send)s
+ LIMIT 100;
+
+-- name: v04_accepted_has_a_reason
+SELECT 'entry ' || e.entry_id AS offender, 'no attempt of it was ok or duplicate' AS detail
+  FROM ledger_entries e
+ WHERE e.state = 'accepted'
+   AND NOT EXISTS (SELECT FROM attempts a WHERE a.entry_id = e.entry_id AND a.outcome IN ('ok', 'duplicate'))
+ LIMIT 100;
+
+-- name: v05_replaced_on_evidence
+-- Absence counts only late enough after the last attempt and behind a later canary; or a recovery settled it.
+SELECT 'entry ' || e.entry_id AS offender, 'replaced without evidence behind the watermark' AS detail
+  FROM ledger_entries e
+ WHERE e.state = 'replaced'
+   AND NOT EXISTS (
+       SELECT FROM evidence v
+        WHERE v.entry_id = e.entry_id
+          AND (v.kind = 'adoption'
+               OR (v.kind = 'summary_absent' AND v.observed_at >= e.last_attempt_at + %(absence_after)s
+                   AND v.canary_sent_at > e.last_attempt_at)))
+ LIMIT 100;
+
+-- name: v06_confirmed_is_shown
+SELECT 'entry ' || e.entry_id AS offender, format('value %%s without evidence of it', e.value) AS detail
+  FROM ledger_entries e
+ WHERE e.state IN ('confirmed', 'adopted')
+   AND NOT EXISTS (
+       SELECT FROM evidence v
+        WHERE v.entry_id = e.entry_id AND v.kind IN ('summary_present', 'adoption') AND v.observed = e.value)
+ LIMIT 100;
+
+-- name: v07_stripe_knows_no_more_than_we_sent
+-- Above what was possible: a restore, a foreign writer, or a double.
+SELECT format('%%s %%s %%s', s.stripe_customer_id, s.event_name, s.hour_at) AS offender,
+       format('Stripe shows %%s, possible were %%s to %%s', s.observed, p.low, p.high) AS detail
+  FROM meter_summaries s
+ CROSS JOIN LATERAL (
+       SELECT coalesce(sum(value) FILTER (WHERE value > 0), 0) AS high,
+              coalesce(sum(value) FILTER (WHERE value < 0), 0) AS low
+         FROM ledger_entries e
+        WHERE e.stripe_customer_id = s.stripe_customer_id AND e.event_name = s.event_name
+          AND e.slot_at >= s.hour_at AND e.slot_at < s.hour_at + interval '1 hour'
+          AND e.state NOT IN ('pending', 'rejected', 'replaced')) p
+ WHERE s.observed > p.high OR s.observed < p.low
+ LIMIT 100;
+
+-- name: v08_rejected_only_when_certain
+SELECT 'entry ' || e.entry_id AS offender, 'rejected while an attempt is unknown' AS detail
+  FROM ledger_entries e
+ WHERE e.state = 'rejected'
+   AND EXISTS (SELECT FROM attempts a
+                WHERE a.entry_id = e.entry_id AND (a.outcome IS NULL OR a.outcome = 'unknown'))
+   AND NOT EXISTS (SELECT FROM evidence v
+                    WHERE v.entry_id = e.entry_id AND v.kind IN ('error_report', 'summary_absent'))
+ LIMIT 100;
+
+-- name: v09_mark_not_ahead
+-- :mark is read from outside the database.
+SELECT 'high-water mark' AS offender,
+       format('attempt %%s was made, the ledger knows %%s', %(mark)s::bigint, (SELECT max(attempt_id) FROM attempts)) AS detail
+ WHERE %(mark)s::bigint > (SELECT coalesce(max(attempt_id), 0) FROM attempts);
+
+-- name: v10_nothing_open_under_a_seal
+SELECT 'entry ' || e.entry_id AS offender, e.state::text AS detail
+  FROM ledger_entries e
+  JOIN usage_windows w USING (window_id)
+ WHERE w.sealed_at IS NOT NULL AND e.state NOT IN ('confirmed', 'adopted', 'rejected', 'replaced')
+ LIMIT 100;
+
+-- name: v11_slot_inside_its_window
+SELECT 'entry ' || e.entry_id AS offender, format('slot %%s outside %%s to %%s', e.slot_at, w.starts_at, w.ends_at) AS detail
+  FROM ledger_entries e
+  JOIN usage_windows w USING (window_id)
+ WHERE e.slot_at < w.starts_at OR e.slot_at + interval '1 minute' > w.ends_at
+ LIMIT 100;
+
+-- name: v12_ambiguity_ends
+SELECT 'entry ' || entry_id AS offender, format('ambiguous since %%s', first_attempt_at) AS detail
+  FROM ledger_entries
+ WHERE state = 'ambiguous' AND first_attempt_at < %(now)s - interval '36 hours'
+ LIMIT 100;
+
+-- name: v13_completeness
+-- Every row of the source in the lookback is in exactly one of: counted, in quarantine, excluded by the catalogue.
+-- Two sums per organization and hour: what the rows say, and what the windows counted.
+WITH meter AS (
+    SELECT * FROM unnest({meters}::text[], {event_types}::text[]) AS meter (name, event_type)
+), source AS (
+    SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC') AS hour_at, meter.name AS meter, count(*) AS rows
+      FROM {source} s
+      JOIN meter ON meter.event_type = s.event_type
+     WHERE s.occurred_at >= {lookback_start} AND s.recorded_at < {counted_before}
+       AND contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at) IS NULL
+       AND NOT EXISTS (SELECT FROM quarantined_events q WHERE q.event_id = s.event_id AND q.mended_at IS NULL)
+     GROUP BY 1, 2, 3
+), counted AS (
+    SELECT organization_id, date_trunc('hour', starts_at, 'UTC') AS hour_at, meter, sum(event_count) AS rows
+      FROM usage_windows
+     WHERE starts_at >= {lookback_start}
+     GROUP BY 1, 2, 3
+)
+SELECT format('%%s %%s %%s', organization_id, meter, hour_at) AS offender,
+       format('%%s rows in the source, %%s counted', coalesce(source.rows, 0), coalesce(counted.rows, 0)) AS detail
+  FROM source FULL JOIN counted USING (organization_id, hour_at, meter)
+ WHERE coalesce(source.rows, 0) > coalesce(counted.rows, 0)
+ LIMIT 100;
+
+-- name: v16_customers_share_an_organization
+-- The windows of an organization's customers add up to the organization: a mapping moves usage, it never makes any.
+SELECT format('%%s %%s %%s', organization_id, meter, hour_at) AS offender,
+       format('%%s windows overlap', count(*)) AS detail
+  FROM (SELECT a.organization_id, a.meter, date_trunc('hour', a.starts_at, 'UTC') AS hour_at
+          FROM usage_windows a
+          JOIN usage_windows b ON b.organization_id = a.organization_id AND b.meter = a.meter
+           AND b.window_id > a.window_id
+           AND tstzrange(a.starts_at, a.ends_at) && tstzrange(b.starts_at, b.ends_at)
+         WHERE a.event_count > 0 AND b.event_count > 0
+           AND a.stripe_customer_id IS NOT NULL AND b.stripe_customer_id IS NOT NULL) pair
+ GROUP BY organization_id, meter, hour_at
+ LIMIT 100;

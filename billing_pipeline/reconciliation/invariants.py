@@ -1,0 +1,95 @@
+"""Runs the ledger's invariants and names the offenders.
+
+The statements are in `database/sql/invariants.sql`.  Asset checks run them hourly, fault tests after every step; a row
+means that money may be lost or doubled, whatever the code that wrote it believed.
+V14 (invoice tie-out) and V15 (webhook inbox) come with the tables they speak of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from psycopg import Connection
+from psycopg.sql import Composable, Literal
+
+from billing_pipeline.database import queries
+from billing_pipeline.domain.catalogue import Catalogue
+from billing_pipeline.domain.windows import hour_of
+from billing_pipeline.settings import Settings
+
+LEDGER_INVARIANTS = (
+    "v01_conservation",
+    "v02_write_ahead",
+    "v03_never_sent_late",
+    "v04_accepted_has_a_reason",
+    "v05_replaced_on_evidence",
+    "v06_confirmed_is_shown",
+    "v07_stripe_knows_no_more_than_we_sent",
+    "v08_rejected_only_when_certain",
+    "v09_mark_not_ahead",
+    "v10_nothing_open_under_a_seal",
+    "v11_slot_inside_its_window",
+    "v12_ambiguity_ends",
+    "v13_completeness",
+    "v16_customers_share_an_organization",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One row of an invariant's query."""
+
+    invariant: str
+    offender: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offender:
+    """What an invariant's statement returns."""
+
+    offender: str
+    detail: str
+
+
+def violations(
+    connection: Connection[Any],
+    *,
+    settings: Settings,
+    catalogue: Catalogue,
+    mark: int,
+    now: datetime,
+    invariants: tuple[str, ...] = LEDGER_INVARIANTS,
+) -> list[Violation]:
+    """Every offender of every invariant.  `mark` is the high-water mark's attempt, 0 where there is none."""
+    times = settings.protocol_times
+    params = {"now": now, "mark": mark, "safe_send": times.safe_send, "absence_after": times.absence_after}
+    return [
+        Violation(invariant, row.offender, row.detail)
+        for invariant in invariants
+        for row in queries.fetch(
+            connection, invariant, Offender, params, parts=_parts(connection, invariant, settings, catalogue, now)
+        )
+    ]
+
+
+def _parts(
+    connection: Connection[Any], invariant: str, settings: Settings, catalogue: Catalogue, now: datetime
+) -> dict[str, Composable] | None:
+    if invariant != "v13_completeness":
+        return None
+    rows = [(meter.name, event_type) for meter in catalogue.meters for event_type in meter.event_types]
+    overlap = timedelta(seconds=settings.billing_cutoff_overlap_seconds)
+    lookback = timedelta(days=settings.stripe_billing_contract_lookback_days)
+    last = queries.fetch_dicts(connection, "latest_aggregation")[0]["cutoff_at"]
+    return {
+        "source": queries.relation(settings.billing_source_relation),
+        # The oldest hour may have left the lookback since it was counted.
+        "lookback_start": Literal(hour_of(now - lookback) + timedelta(hours=1)),
+        # Rows recorded since the last aggregation, or about then, are not counted yet.
+        "counted_before": Literal((last or now) - overlap),
+        "meters": Literal([name for name, _ in rows]),
+        "event_types": Literal([event_type for _, event_type in rows]),
+    }

@@ -1,0 +1,126 @@
+"""The high-water mark: the highest attempt number ever sent, kept where no restore of the database can reach it.
+
+Raised after the attempts are committed and before the first request leaves, so it never names an attempt that was
+not durable.  If it is ahead of the ledger at a gate, the ledger has lost attempts: it was restored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from billing_pipeline.errors import IdentityMismatch, Unavailable, UserError
+
+RAISE_TRIES_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is stored: whose ledger, and the highest attempt that may have been sent."""
+
+    ledger_id: str
+    attempt_id: int
+
+
+class HighWaterMark:
+    """One mark at an fsspec address: a file by default, an object store past one machine."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        try:
+            self._fs, self._path = url_to_fs(url)
+        except (ImportError, ValueError) as exc:
+            raise UserError(f"BILLING_MARK_URL {_scheme(url)} cannot be used: {exc}.") from None
+
+    def read(self) -> Mark | None:
+        """The stored mark, or None where there is none yet.  Raises `Unavailable` when it cannot be read."""
+        try:
+            if not self._fs.exists(self._path):
+                return None
+            stored: dict[str, Any] = json.loads(self._fs.cat_file(self._path))
+            return Mark(str(stored["ledger_id"]), int(stored["attempt_id"]))
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise self._unavailable("read", exc) from None
+
+    def raise_to(self, mark: Mark) -> None:
+        """Store `mark` unless a higher one is there.
+
+        Raises `IdentityMismatch` when the stored mark is another ledger's, and `Unavailable` when it cannot be
+        stored; nothing may be sent then.
+        """
+        for _ in range(RAISE_TRIES_MAX):
+            with self._exclusively():
+                stored = self.read()
+                if stored is not None and stored.ledger_id != mark.ledger_id:
+                    raise IdentityMismatch(
+                        f"The high-water mark belongs to ledger {stored.ledger_id}, not to this one."
+                    )
+                if stored is not None and stored.attempt_id >= mark.attempt_id:
+                    return
+                self._write(json.dumps(asdict(mark)).encode())
+            # An object store has no lock: somebody else's lower mark may have come after ours.
+        raise Unavailable(
+            f"The high-water mark at {_scheme(self._url)} does not keep what is written; nothing is sent."
+        )
+
+    def replace_with(self, mark: Mark) -> None:
+        """Store `mark` whatever is there: recovery's last step, when a person has looked."""
+        with self._exclusively():
+            self._write(json.dumps(asdict(mark)).encode())
+
+    def _write(self, content: bytes) -> None:
+        try:
+            if isinstance(self._fs, LocalFileSystem):
+                _write_durably(Path(self._path), content)
+            else:
+                self._fs.pipe_file(self._path, content)
+                self._fs.invalidate_cache()
+        except OSError as exc:
+            raise self._unavailable("written", exc) from None
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        if not isinstance(self._fs, LocalFileSystem):
+            yield
+            return
+        import fcntl
+
+        path = Path(self._path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.with_suffix(".lock").open("ab")
+        except OSError as exc:
+            raise self._unavailable("locked", exc) from None
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _unavailable(self, verb: str, exc: Exception) -> Unavailable:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
+        return Unavailable(
+            f"The high-water mark at {_scheme(self._url)} cannot be {verb}: {reason}. Nothing is sent without it."
+        )
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    # Renamed into place, so that a crash leaves the old mark or the new one, never half of one.
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _scheme(url: str) -> str:
+    # An address may carry credentials; its scheme and last part say enough.
+    return f"{fsspec.core.split_protocol(url)[0] or 'file'}://…/{url.rstrip('/').rpartition('/')[2]}"
