@@ -21,6 +21,7 @@ import pytest
 import stripe
 
 from billing_pipeline.stripe_simulator.core import Lag, SimulatedStripe
+from billing_pipeline.stripe_simulator.delivery import CONNECTION
 from billing_pipeline.stripe_simulator.journal import Journal, MemoryJournal, Record
 from billing_pipeline.stripe_simulator.server import application, bind, make_server
 
@@ -67,7 +68,10 @@ class RunningSimulator:
 
 
 class _InProcess(stripe.HTTPClient):
-    """Hands the SDK's requests, as the bytes they are, to the ASGI application."""
+    """Hands the SDK's requests, as the bytes they are, to the ASGI application.
+
+    A connection that the application closes is the SDK's `APIConnectionError`.
+    """
 
     name = "in process"
 
@@ -84,19 +88,25 @@ class _InProcess(stripe.HTTPClient):
             "path": parts.path,
             "query_string": parts.query.encode(),
             "headers": [(name.lower().encode(), str(value).encode()) for name, value in headers.items()],
+            "extensions": {CONNECTION: {"close": lambda: closed.append(True)}},
         }
         sent: list[Any] = []
+        closed: list[bool] = []
 
         async def receive() -> Any:
+            if closed:
+                return {"type": "http.disconnect"}
             return {"type": "http.request", "body": (post_data or "").encode(), "more_body": False}
 
         async def send(message: Any) -> None:
             sent.append(message)
 
         asyncio.run(self._app(scope, receive, send))
-        start, body = sent
+        if closed:
+            raise stripe.APIConnectionError("the connection closed before the answer was complete")
+        start, *parts = sent
         answered = {name.decode(): value.decode() for name, value in start["headers"]}
-        return body["body"].decode(), start["status"], answered
+        return b"".join(part["body"] for part in parts).decode(), start["status"], answered
 
     def close(self) -> None:
         """Nothing is open."""
@@ -105,6 +115,12 @@ class _InProcess(stripe.HTTPClient):
 def client_without_sockets(core: SimulatedStripe, key: str = KEY) -> stripe.StripeClient:
     """The official SDK in front of a core that no server serves."""
     return stripe.StripeClient(key, http_client=_InProcess(core), max_network_retries=0)
+
+
+def streaming(client: stripe.StripeClient, client_with: Callable[[str], stripe.StripeClient]) -> Any:
+    """The SDK's stream service with the token of a new session; `client_with` makes a client for a key."""
+    token = client.v2.billing.meter_event_session.create().authentication_token
+    return client_with(token).v2.billing.meter_event_stream
 
 
 def journal_of(core: SimulatedStripe, kind: str | None = None) -> list[Record]:

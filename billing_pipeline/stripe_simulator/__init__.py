@@ -1,8 +1,10 @@
 """A stateful local Stripe for development, the demo and tests; the flows never import it.
 
-    server (HTTP, loopback) -> core -> resource modules -> records -> journal -> state
-                                 |                                       ^
-                                 +---- saved answers, calls in flight     +-- read again at every start
+    server (HTTP, loopback) -> core -> execution -> resource modules -> records -> journal -> state
+        ^                       |          |                                          ^
+        +------ delivery -------+          +---- keys, limits, saved answers,          +-- read again at
+          (whole, or as the     +---- faults     calls in flight                           every start
+           call's fault says)
 
 A resource module looks at the state and decides; it never changes anything itself.
 What it decides is a list of records; the core writes them to the journal and only then applies them to the

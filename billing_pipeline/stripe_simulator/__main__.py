@@ -14,6 +14,7 @@ from pathlib import Path
 from billing_pipeline.errors import UserError
 from billing_pipeline.stripe_simulator.core import SimulatedStripe
 from billing_pipeline.stripe_simulator.journal import FileJournal
+from billing_pipeline.stripe_simulator.rate_limits import RateLimits
 from billing_pipeline.stripe_simulator.server import application, bind, make_server
 
 SECONDS_MAX = 366 * 86_400
@@ -45,6 +46,14 @@ def _parser() -> argparse.ArgumentParser:
         help="until usage shows in summaries (default: 0)",
     )
     parser.add_argument(
+        "--stream-delay-seconds",
+        type=_seconds,
+        default=timedelta(0),
+        help="until what the meter event stream took is judged (default: 0)",
+    )
+    for name in ("meter-event", "stream"):
+        parser.add_argument(f"--{name}-calls-per-second", type=_rate, help="beyond it 429 (default: no limit)")
+    parser.add_argument(
         "--processing-seconds", type=_seconds, default=timedelta(0), help="that a request takes (default: 0)"
     )
     return parser
@@ -57,12 +66,25 @@ def _seconds(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def _rate(text: str) -> int:
+    rate = int(text)
+    if rate < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return rate
+
+
 def _serve(options: argparse.Namespace) -> None:
     listener = bind(options.host, options.port)
     with listener:
         journal = FileJournal(options.journal)
         try:
-            core = SimulatedStripe(lambda: datetime.now(UTC), journal, lag=options.lag_seconds)
+            core = SimulatedStripe(
+                lambda: datetime.now(UTC),
+                journal,
+                lag=options.lag_seconds,
+                stream_delay=options.stream_delay_seconds,
+                rate_limits=RateLimits(options.meter_event_calls_per_second, options.stream_calls_per_second),
+            )
             server = make_server(application(core, options.processing_seconds))
             # uvicorn ends gracefully on these and then raises them again; by then there is nothing left to stop.
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""The one account a journal belongs to, and who may speak for it.
+"""The one account a journal belongs to.
 
 The account is made by the first start on an empty journal; a new journal is a new account, so a ledger bound
 to the old one notices.
@@ -6,18 +6,13 @@ to the old one notices.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-from collections.abc import Mapping
 from datetime import datetime
 
 from billing_pipeline.stripe_simulator.calls import Call, created
 from billing_pipeline.stripe_simulator.journal import Record
 from billing_pipeline.stripe_simulator.state import State
-from billing_pipeline.stripe_simulator.wire import Body, Refusal
-
-LIVE_KEYS = ("sk_live_", "rk_live_")
+from billing_pipeline.stripe_simulator.wire import Body
 
 
 def new_account(now: datetime) -> Record:
@@ -46,33 +41,3 @@ def retrieve_account(state: State, call: Call) -> Body:
     account = state.find("account", state.account_id())
     assert account is not None, "the core opens every journal with an account"
     return account
-
-
-def authenticate(headers: Mapping[str, str]) -> None:
-    """Accept any `sk_test_` key, as bearer token or as the user name of Basic authentication.
-
-    Raises `Refusal` (401) for anything else; the message never repeats the key.
-    """
-    key = _key(headers.get("authorization", ""))
-    if not key:
-        raise Refusal(
-            401,
-            "You did not provide an API key. Send it as 'Authorization: Bearer sk_test_...' or as the user name of "
-            "Basic authentication.",
-        )
-    if key.startswith(LIVE_KEYS):
-        raise Refusal(401, "The simulator never takes live keys. Use any key that begins with sk_test_.")
-    if not key.startswith("sk_test_") or key == "sk_test_":
-        raise Refusal(401, "Invalid API Key provided. The simulator takes any key that begins with sk_test_.")
-
-
-def _key(authorization: str) -> str:
-    scheme, _, credentials = authorization.partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(credentials, validate=True).decode().partition(":")[0]
-        except (binascii.Error, UnicodeDecodeError):
-            return ""
-    return ""

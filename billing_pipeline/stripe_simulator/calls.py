@@ -21,7 +21,8 @@ class Call:
     """One authenticated request: when, on what (`target`, the id in the path), with which parameters.
 
     `hold` reserves something for as long as the call is being processed and refuses when another call has it.
-    `lag_of` tells how long a meter event stays invisible in the summaries.
+    `lag_of` tells how long a meter event stays invisible in the summaries, and `stream_delay` how long what is
+    judged after the answer (the stream, cancellations) takes to have its effect.
     """
 
     now: datetime
@@ -29,6 +30,7 @@ class Call:
     params: Mapping[str, Any]
     hold: Callable[[Hashable], None]
     lag_of: Callable[[Record], timedelta]
+    stream_delay: timedelta
 
     @property
     def epoch(self) -> int:

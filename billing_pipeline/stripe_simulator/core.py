@@ -1,40 +1,52 @@
 """The simulator itself, without HTTP: a request goes in, an answer comes out.
 
-Every request takes the same steps: authenticate, find the endpoint, look for a saved answer, let the endpoint
-decide, write the journal, apply to the state, answer.
 A request is decided and recorded at once in `begin`; between `begin` and `finish` it only counts as being in
 flight, which is what a second call for the same customer and meter runs into.
+What is due later (a call that the network delivers late) is executed, at its own time, before the next request.
 Not thread-safe: one event loop or one simulation drives it.
 """
 
 from __future__ import annotations
 
-import sys
+import heapq
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
-from billing_pipeline.errors import UserError
 from billing_pipeline.stripe_simulator import views
-from billing_pipeline.stripe_simulator.account import authenticate, new_account
-from billing_pipeline.stripe_simulator.calls import Call, Write
-from billing_pipeline.stripe_simulator.idempotency import answer_body, fingerprint_of, key_of
+from billing_pipeline.stripe_simulator.account import new_account
+from billing_pipeline.stripe_simulator.execution import Execution
+from billing_pipeline.stripe_simulator.faults import (
+    NOT_EXECUTED,
+    ConnectionLost,
+    Fault,
+    FaultKind,
+    FaultPlan,
+    Faults,
+    answer_instead,
+    spoiled_answer,
+)
 from billing_pipeline.stripe_simulator.journal import Journal, Record
-from billing_pipeline.stripe_simulator.routes import find_endpoint
-from billing_pipeline.stripe_simulator.state import State
-from billing_pipeline.stripe_simulator.wire import Answer, Body, Refusal, Request
+from billing_pipeline.stripe_simulator.keys import KeyMode
+from billing_pipeline.stripe_simulator.rate_limits import RateLimiter, RateLimits
+from billing_pipeline.stripe_simulator.state import State, rebuilt
+from billing_pipeline.stripe_simulator.wire import Answer, Refusal, Request
 
 Lag = timedelta | Callable[[Record], timedelta]
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request that has been decided, its answer, and what it reserves until it is finished."""
+    """A request that has been decided, its answer, and what it reserves until it is finished.
 
-    answer: Answer
-    held: frozenset[Hashable]
+    `answer` is None when the client's connection closes instead; `fault` says how the answer travels.
+    """
+
+    answer: Answer | None
+    held: frozenset[Hashable] = frozenset()
+    fault: Fault | None = None
 
 
 class SimulatedStripe:
@@ -44,6 +56,9 @@ class SimulatedStripe:
     A damaged journal raises `UserError`.
     `lag` is how long a counted meter event stays invisible in summaries, for all events or for each.
     `identifier_horizon` is how long an identifier is remembered; Stripe promises "at least 24 hours", no more.
+    `stream_delay` is how long what the stream accepted takes to be judged, `error_samples_max` how many errors of
+    each code its reports show.
+    `keys` gives modes to single API keys, `rate_limits` and `fault` are off unless given.
     """
 
     def __init__(
@@ -53,16 +68,36 @@ class SimulatedStripe:
         *,
         lag: Lag = timedelta(0),
         identifier_horizon: timedelta = timedelta(hours=24),
+        stream_delay: timedelta = timedelta(0),
+        error_samples_max: int = 5,
+        keys: Mapping[str, KeyMode] | None = None,
+        rate_limits: RateLimits | None = None,
+        fault: FaultPlan | None = None,
     ) -> None:
         self.clock = clock
         self.journal = journal
-        self._lag_of: Callable[[Record], timedelta] = lag if callable(lag) else lambda _record: lag
-        self.state = _rebuilt(journal, State(identifier_horizon))
-        self._in_flight: set[Hashable] = set()
+        self.keys = dict(keys or {})
+        self.state = rebuilt(journal, State(identifier_horizon, error_samples_max))
+        self._faults = Faults(fault)
+        self._execution = Execution(
+            self.state,
+            journal,
+            lag_of=lag if callable(lag) else lambda _record: lag,
+            stream_delay=stream_delay,
+            keys=self.keys,
+            limiter=RateLimiter(rate_limits or RateLimits()),
+        )
+        self._late: list[tuple[datetime, int, Request]] = []
         self._requests = 0
         self._started_at = clock()
+        self._date = (0, "")
         if self.state.line == 0:
-            self._commit([new_account(self._started_at)], self._started_at, request_id=None)
+            self._execution.commit([new_account(self._started_at)], self._started_at, request_id=None)
+
+    @property
+    def faults_applied(self) -> dict[FaultKind, int]:
+        """How many faults of each kind were really applied."""
+        return dict(self._faults.applied)
 
     def handle(
         self,
@@ -73,128 +108,91 @@ class SimulatedStripe:
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Answer one request at once.  Parameters are nested strings; header names are in lower case."""
+        """Answer one request at once.  Parameters are nested strings (JSON in v2); header names are in lower case.
+
+        Raises `ConnectionLost` when a fault keeps the answer, or a part of it, from arriving.
+        """
         authorization = {"authorization": f"Bearer {key}"} if key else {}
         exchange = self.begin(Request(method, path, params or {}, {**authorization, **(headers or {})}))
         self.finish(exchange)
+        cut = exchange.fault is not None and exchange.fault.kind is FaultKind.RESET_MID_BODY
+        if exchange.answer is None or cut:
+            raise ConnectionLost(f"the connection closed before {method} {path} was answered")
         return exchange.answer
 
     def begin(self, request: Request) -> Exchange:
         """Decide and record a request.  Until `finish`, what it holds refuses other requests."""
         now = self.clock()
-        request_id = self._new_request_id()
-        held: set[Hashable] = set()
-        try:
-            answer = self._answer(request, now, request_id, held)
-        except Refusal as refusal:
-            answer = Answer(refusal.status, refusal.headers, refusal.body)
-        except OSError as exc:
-            # The journal comes first, so nothing was counted and nothing changed.
-            sys.stderr.write(f"stripe simulator: the journal cannot be written: {exc}\n")
-            error = {"type": "api_error", "message": "The journal cannot be written; nothing was changed."}
-            answer = Answer(500, {}, {"error": error})
-        return Exchange(_stamped(answer, now, request_id), frozenset(held))
+        self._deliver_due(now)
+        if request.path.startswith("/_"):
+            answer = views.own_answer(request, now, self.keys, self.journal, self._faults)
+            return Exchange(self._stamped(answer, now, self._new_request_id()))
+        fault = self._faults.next(request)
+        if fault is None:
+            return Exchange(*self._executed(request, now))
+        return self._faulted(request, now, fault)
 
     def finish(self, exchange: Exchange) -> None:
         """The request is over; what it held is free."""
-        self._in_flight -= exchange.held
+        self._execution.release(exchange.held)
 
     def refuse(self, refusal: Refusal) -> Answer:
         """The answer to what is not even a request, such as a body that cannot be read."""
-        return _stamped(Answer(refusal.status, refusal.headers, refusal.body), self.clock(), self._new_request_id())
+        answer = Answer(refusal.status, refusal.headers, refusal.body)
+        return self._stamped(answer, self.clock(), self._new_request_id())
+
+    def deliver_due(self) -> None:
+        """Execute the calls whose late delivery is due by now; every request does this first."""
+        self._deliver_due(self.clock())
+
+    def _deliver_due(self, now: datetime) -> None:
+        while self._late and self._late[0][0] <= now:
+            due, _, request = heapq.heappop(self._late)
+            _, held = self._executed(request, due)
+            self._execution.release(held)
+
+    def _executed(
+        self, request: Request, now: datetime, fault: FaultKind | None = None
+    ) -> tuple[Answer, frozenset[Hashable]]:
+        request_id = self._new_request_id()
+        answer, held = self._execution.answer(request, now, request_id, fault)
+        return self._stamped(answer, now, request_id), held
+
+    def _faulted(self, request: Request, now: datetime, fault: Fault) -> Exchange:
+        kind = fault.kind
+        if kind in NOT_EXECUTED:
+            self._faults.applied[kind] += 1
+            instead = answer_instead(kind)
+            return Exchange(instead and self._stamped(instead, now, self._new_request_id()), fault=fault)
+        if kind is FaultKind.LATE_DELIVERY:
+            self._faults.applied[kind] += 1
+            heapq.heappush(self._late, (now + fault.delay, self._faults.calls, request))
+            return Exchange(None, fault=fault)
+        lost_before = self.state.meter_events.lost
+        answer, held = self._executed(request, now, kind)
+        if kind is FaultKind.DUPLICATED_DELIVERY:
+            # The copy arrives when the first is over, so it meets what the first left, not its locks.
+            self._execution.release(held)
+            _, held = self._executed(request, now)
+        arrives = spoiled_answer(answer, kind)
+        # These two may find nothing to spoil: no meter event was counted, no mode is told.
+        nothing_lost = kind is FaultKind.ASYNC_SILENT_DROP and self.state.meter_events.lost == lost_before
+        nothing_told = kind is FaultKind.WRONG_MODE and arrives == answer
+        if not (nothing_lost or nothing_told):
+            self._faults.applied[kind] += 1
+        return Exchange(arrives, held, fault)
 
     def _new_request_id(self) -> str:
         self._requests += 1
         return f"req_{self.state.digest('request', self._started_at, self._requests)}"
 
-    def _answer(self, request: Request, now: datetime, request_id: str, held: set[Hashable]) -> Answer:
-        if (request.method, request.path) == ("GET", "/_health"):
-            return views.health()
-        authenticate(request.headers)
-        if (request.method, request.path) == ("GET", "/_journal"):
-            return views.journal_lines(self.journal, request.params)
-        if (request.method, request.path) == ("GET", "/_journal/meter_events"):
-            return views.counted_sums(self.journal, request.params)
-        return self._execute(request, now, request_id, held)
+    def _stamped(self, answer: Answer, now: datetime, request_id: str) -> Answer:
+        headers = {"Request-Id": request_id, "Date": self._date_of(now), **answer.headers}
+        return Answer(answer.status, headers, answer.body)
 
-    def _execute(self, request: Request, now: datetime, request_id: str, held: set[Hashable]) -> Answer:
-        endpoint, target = find_endpoint(request.method, request.path)
-        key = key_of(request)
-        saved_under: Record = {}
-        if key is not None:
-            saved_under = {"idempotency_key": key, "fingerprint": fingerprint_of(request)}
-            self._hold(("idempotency_key", key), held, _key_in_use)
-            saved = self.state.saved_answers.find(key, saved_under["fingerprint"], now)
-            if saved is not None:
-                return Answer(saved.status, {"Idempotent-Replayed": "true"}, saved.body)
-        call = Call(
-            now,
-            target,
-            request.params,
-            hold=lambda thing: self._hold(thing, held, _locked),
-            lag_of=self._lag_of,
-        )
-        try:
-            outcome = endpoint(self.state, call)
-        except Refusal as refusal:
-            if refusal.executed and saved_under:
-                record = {"kind": "refusal", "status": refusal.status, "object": refusal.body, **saved_under}
-                self._commit([record], now, request_id)
-            raise
-        if not isinstance(outcome, Write):
-            return Answer(200, {}, outcome)
-        *earlier, last = outcome.records
-        return Answer(200, {}, self._commit([*earlier, {**last, **saved_under}], now, request_id))
-
-    def _commit(self, records: list[Record], now: datetime, request_id: str | None) -> Body:
-        numbered = [
-            {"line": number, "received_at": now.isoformat(), "request_id": request_id, **record}
-            for number, record in enumerate(records, start=self.state.line + 1)
-        ]
-        self.journal.append(numbered)
-        for record in numbered:
-            self.state.apply(record)
-        return answer_body(numbered[-1])
-
-    def _hold(self, thing: Hashable, held: set[Hashable], refusal: Callable[[], Refusal]) -> None:
-        if thing in self._in_flight:
-            raise refusal()
-        self._in_flight.add(thing)
-        held.add(thing)
-
-
-def _rebuilt(journal: Journal, state: State) -> State:
-    for number, record in enumerate(journal.read(), start=1):
-        try:
-            if record["line"] != number:
-                raise ValueError("a line is missing")
-            state.apply(record)
-        except (KeyError, TypeError, ValueError):
-            raise UserError(
-                f"Line {number} of the journal is damaged or missing, so the account cannot be rebuilt. "
-                "Start with another journal file."
-            ) from None
-    return state
-
-
-def _stamped(answer: Answer, now: datetime, request_id: str) -> Answer:
-    headers = {"Request-Id": request_id, "Date": format_datetime(now, usegmt=True), **answer.headers}
-    return Answer(answer.status, headers, answer.body)
-
-
-def _locked() -> Refusal:
-    return Refusal(
-        429,
-        "This object cannot be accessed right now because another API request is currently accessing it. "
-        "Send one meter event at a time per customer and meter.",
-        code="lock_timeout",
-        headers={"Stripe-Rate-Limited-Reason": "resource-specific"},
-    )
-
-
-def _key_in_use() -> Refusal:
-    return Refusal(
-        409,
-        "There is currently another in-progress request using this Idempotency-Key. Try again when it has ended.",
-        code="idempotency_key_in_use",
-    )
+    def _date_of(self, now: datetime) -> str:
+        # Thousands of answers share a second, and formatting one takes as long as counting a meter event.
+        second = int(now.timestamp())
+        if self._date[0] != second:
+            self._date = second, format_datetime(now, usegmt=True)
+        return self._date[1]

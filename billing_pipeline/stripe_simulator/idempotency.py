@@ -1,8 +1,9 @@
-"""Idempotency-Key: the first executed answer is kept for 24 hours and repeated.
+"""Idempotency-Key: the first executed answer is kept and repeated, 24 hours in v1 and 30 days in v2.
 
-Consulted by the core before a POST is executed.
-The rules are Stripe's (API reference, "Idempotent requests"): errors of an executed request are repeated too,
-a key sent again with another request is an `idempotency_error`, and keys are pruned once 24 hours old.
+Consulted before a POST is executed.
+The rules are Stripe's (API reference, "Idempotent requests"; API v2 overview).  In v1 errors of an executed
+request are repeated too; in v2 only success is, and a failed request is executed again.
+A key sent again with another request is an `idempotency_error`.
 """
 
 from __future__ import annotations
@@ -12,27 +13,38 @@ import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from billing_pipeline.stripe_simulator.answers import answer_body
 from billing_pipeline.stripe_simulator.journal import Record
 from billing_pipeline.stripe_simulator.wire import Body, Refusal, Request, invalid
 
-KEPT = timedelta(hours=24)
+KEPT_V1 = timedelta(hours=24)
+KEPT_V2 = timedelta(days=30)
 KEY_LENGTH_MAX = 255
 
 
 @dataclass(frozen=True, slots=True)
 class SavedAnswer:
-    """What the first executed request with a key was and got."""
+    """The last record that the first executed request with a key wrote, from which its answer follows."""
 
-    fingerprint: str
-    status: int
-    body: Body
+    record: Record
     received_at: datetime
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the first answer."""
+        return int(self.record.get("status", 200))
+
+    @property
+    def body(self) -> Body:
+        """The body of the first answer."""
+        return answer_body(self.record)
 
 
 class SavedAnswers:
-    """The answers by key, oldest first."""
+    """The answers by key, oldest first, each kept for the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: timedelta) -> None:
+        self._kept = kept
         self._by_key: dict[str, SavedAnswer] = {}
 
     def add(self, record: Record, received_at: datetime) -> None:
@@ -40,16 +52,14 @@ class SavedAnswers:
         self._prune(received_at)
         # Re-inserted, not overwritten in place, so that the order stays that of age.
         self._by_key.pop(record["idempotency_key"], None)
-        self._by_key[record["idempotency_key"]] = SavedAnswer(
-            record["fingerprint"], record.get("status", 200), answer_body(record), received_at
-        )
+        self._by_key[record["idempotency_key"]] = SavedAnswer(record, received_at)
 
     def find(self, key: str, fingerprint: str, now: datetime) -> SavedAnswer | None:
         """The answer to repeat, if any.  Raises `Refusal` when the key belongs to another request."""
         saved = self._by_key.get(key)
-        if saved is None or now - saved.received_at >= KEPT:
+        if saved is None or now - saved.received_at >= self._kept:
             return None
-        if saved.fingerprint != fingerprint:
+        if saved.record["fingerprint"] != fingerprint:
             raise Refusal(
                 400,
                 "Keys for idempotent requests can only be used with the same endpoint and parameters they were "
@@ -61,25 +71,9 @@ class SavedAnswers:
     def _prune(self, now: datetime) -> None:
         while self._by_key:
             oldest = next(iter(self._by_key))
-            if now - self._by_key[oldest].received_at < KEPT:
+            if now - self._by_key[oldest].received_at < self._kept:
                 return
             del self._by_key[oldest]
-
-
-def answer_body(record: Record) -> Body:
-    """The body that answers the request a journal record was written for."""
-    if record["kind"] == "meter_event":
-        return {
-            "object": "billing.meter_event",
-            "created": int(datetime.fromisoformat(record["received_at"]).timestamp()),
-            "event_name": record["event_name"],
-            "identifier": record["identifier"],
-            "livemode": False,
-            "payload": record["payload"],
-            "timestamp": record["timestamp"],
-        }
-    body: Body = record["object"]
-    return body
 
 
 def key_of(request: Request) -> str | None:

@@ -1,106 +1,46 @@
-"""POST /v1/billing/meter_events: whether a meter event is counted.
+"""POST /v1/billing/meter_events and POST /v2/billing/meter_events: one meter event, judged before the answer.
 
-Everything is checked before it is counted, in this order: the parameters, the meter, the payload, the
-customer, the timestamp, and last the identifier.
-Sources: Stripe's OpenAPI specification (PostBillingMeterEvents), its guide "Record usage for billing", its
-changelog 2026-04-22 for the 15 digits; the wording of messages is the observed one where Stripe documents none.
+The two differ in form only: v1 takes a form with epoch seconds, v2 takes JSON with RFC 3339 timestamps and
+names every refusal by a code.
+Sources: Stripe's OpenAPI specification (PostBillingMeterEvents, PostV2BillingMeterEvents).
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from billing_pipeline.stripe_simulator.calls import Call, Write
-from billing_pipeline.stripe_simulator.journal import Record
+from billing_pipeline.stripe_simulator.judging import identifier_of, judge
 from billing_pipeline.stripe_simulator.parameters import (
     Check,
     checked,
+    instant_seconds,
     integer,
-    is_plain_decimal,
+    json_string_map,
     string_map,
     text,
 )
+from billing_pipeline.stripe_simulator.reasons import NotCounted, refusal_v1, refusal_v2
 from billing_pipeline.stripe_simulator.state import State
-from billing_pipeline.stripe_simulator.wire import Body, Refusal, forbidden, no_such
+from billing_pipeline.stripe_simulator.wire import Channel
 
-PAST_MAX = timedelta(days=35)
-FUTURE_MAX = timedelta(minutes=5)
-DIGITS_MAX = 15
-
-_REQUIRED: dict[str, Check] = {"event_name": text(100), "payload": string_map}
-_OPTIONAL: dict[str, Check] = {"identifier": text(100), "timestamp": integer()}
+REQUIRED_V2: dict[str, Check] = {"event_name": text(100), "payload": json_string_map}
+OPTIONAL_V2: dict[str, Check] = {"identifier": text(100), "timestamp": instant_seconds}
+_REQUIRED_V1: dict[str, Check] = {"event_name": text(100), "payload": string_map}
+_OPTIONAL_V1: dict[str, Check] = {"identifier": text(100), "timestamp": integer()}
 
 
 def create_meter_event(state: State, call: Call) -> Write:
-    """Count one meter event, or refuse it.
-
-    One call at a time per customer and meter: the second gets 429 `lock_timeout` and is not executed.
-    An identifier that was counted within the horizon is refused whatever the payload says.
-    """
-    given = checked(call.params, _REQUIRED, _OPTIONAL)
-    meter = state.active_meters.get(given["event_name"])
-    if meter is None:
-        raise forbidden(f"No active meter found for event name '{given['event_name']}'.")
-    customer, value = _customer_and_value(meter, given["payload"])
-    if state.live("customer", customer) is None:
-        raise no_such("customer", customer, param="payload")
-    call.hold((customer, meter["id"]))
-    timestamp = given.get("timestamp", call.epoch)
-    _refuse_timestamp(timestamp, call)
-    identifier = given.get("identifier") or state.digest("identifier", state.line + 1)
-    if state.meter_events.is_taken(identifier, call.now):
-        raise _duplicate(identifier)
-    record: Record = {
-        "kind": "meter_event",
-        "identifier": identifier,
-        "event_name": given["event_name"],
-        "meter": meter["id"],
-        "customer": customer,
-        "value": value,
-        "timestamp": timestamp,
-        "payload": given["payload"],
-    }
-    # Journaled, not recomputed at a restart, so that a varying lag is decided once.
-    record["visible_at"] = (call.now + call.lag_of(record)).isoformat()
-    return Write((record,))
+    """Count one meter event of a form, or refuse it."""
+    given = checked(call.params, _REQUIRED_V1, _OPTIONAL_V1)
+    try:
+        return Write((judge(state, call, given, identifier_of(state, given), Channel.V1),))
+    except NotCounted as fault:
+        raise refusal_v1(fault) from None
 
 
-def _customer_and_value(meter: Body, payload: dict[str, str]) -> tuple[str, str]:
-    customer_key = meter["customer_mapping"]["event_payload_key"]
-    value_key = meter["value_settings"]["event_payload_key"]
-    for key in (customer_key, value_key):
-        if not payload.get(key):
-            raise forbidden(f"The event payload must contain the key '{key}' with a value.", param="payload")
-    value = payload[value_key]
-    if not is_plain_decimal(value):
-        raise forbidden(f"The value in the event payload must be a decimal number. Received {value}.", param="payload")
-    # Zeros at the end count: that is the stricter reading of "significant".
-    if len(value.lstrip("-").replace(".", "").lstrip("0")) > DIGITS_MAX:
-        raise forbidden(f"The value in the event payload can have at most {DIGITS_MAX} digits. Received {value}.")
-    return payload[customer_key], value
-
-
-def _refuse_timestamp(timestamp: int, call: Call) -> None:
-    oldest = call.epoch - int(PAST_MAX.total_seconds())
-    newest = call.epoch + int(FUTURE_MAX.total_seconds())
-    if timestamp < oldest:
-        raise forbidden(
-            "The event timestamp cannot be more than 35 days in past. "
-            f"Expected a timestamp greater than or equal to {oldest}.",
-            param="timestamp",
-        )
-    if timestamp > newest:
-        raise forbidden(
-            "The event timestamp cannot be more than 5 minutes in future. "
-            f"Expected a timestamp less than or equal to {newest}.",
-            param="timestamp",
-        )
-
-
-def _duplicate(identifier: str) -> Refusal:
-    return Refusal(
-        400,
-        f"An event already exists with identifier {identifier}.",
-        headers={"Stripe-Should-Retry": "false"},
-        executed=True,
-    )
+def create_meter_event_v2(state: State, call: Call) -> Write:
+    """Count one meter event of a JSON body, or refuse it by code."""
+    given = checked(call.params, REQUIRED_V2, OPTIONAL_V2)
+    try:
+        return Write((judge(state, call, given, identifier_of(state, given), Channel.V2),))
+    except NotCounted as fault:
+        raise refusal_v2(fault) from None

@@ -1,4 +1,4 @@
-"""Reads request parameters: Stripe's bracketed forms, and the checks each endpoint names.
+"""Reads request parameters: Stripe's bracketed forms, v2's JSON, and the checks each endpoint names.
 
 First step of every endpoint.  A parameter nobody named is refused, as Stripe does
 (`additionalProperties: false` in its specification); `expand` is accepted everywhere and changes nothing.
@@ -6,13 +6,16 @@ First step of every endpoint.  A parameter nobody named is refused, as Stripe do
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qsl
 
-from billing_pipeline.stripe_simulator.wire import Body, invalid
+from billing_pipeline.stripe_simulator.wire import Body, Refusal, invalid
 
 Check = Callable[[str, Any], Any]
 """Takes the parameter's name and raw value; returns the value or raises `Refusal`."""
@@ -22,6 +25,7 @@ NESTING_MAX = 8
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 _PLAIN_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def parse_form(text: str) -> Body:
@@ -50,6 +54,17 @@ def _path(name: str) -> list[str]:
     if len(path) > NESTING_MAX:
         raise invalid(f"Invalid object: {name[:40]}... is nested more than {NESTING_MAX} deep.", name[:40])
     return path
+
+
+def parse_json(body: bytes) -> Body:
+    """The JSON object of a v2 body; no body at all is an empty one.  Raises `Refusal` for anything else."""
+    try:
+        params = json.loads(body.decode("utf-8") or "{}")
+    except (ValueError, RecursionError):
+        params = None
+    if not isinstance(params, dict):
+        raise Refusal(400, "The request body must be one JSON object.", code="invalid_json")
+    return params
 
 
 def checked(
@@ -158,6 +173,39 @@ def sequence(check_item: Check) -> Check:
         return [check_item(f"{name}[{key}]", raw[key]) for key in sorted(raw, key=int)]
 
     return check
+
+
+def json_list(check_item: Check, length_max: int) -> Check:
+    """A JSON list of 1 to `length_max` items."""
+
+    def check(name: str, raw: Any) -> list[Any]:
+        if not isinstance(raw, list) or not 1 <= len(raw) <= length_max:
+            raise invalid(f"Invalid array: {name} must be a list of 1 to {length_max} items.", name)
+        return [check_item(f"{name}[{position}]", item) for position, item in enumerate(raw)]
+
+    return check
+
+
+def instant(name: str, raw: Any) -> datetime:
+    """An RFC 3339 timestamp, such as `2026-06-15T12:00:30Z`, as an aware datetime."""
+    if isinstance(raw, str) and _RFC_3339.fullmatch(raw):
+        try:
+            return datetime.fromisoformat(raw.upper())
+        except ValueError:
+            pass  # the 31st of June has the right form
+    raise invalid(f"Invalid timestamp: {name} must be an RFC 3339 timestamp.", name)
+
+
+def instant_seconds(name: str, raw: Any) -> int:
+    """An RFC 3339 timestamp as whole epoch seconds, fractions cut off: the unit of a meter event's timestamp."""
+    return math.floor(instant(name, raw).timestamp())
+
+
+def json_string_map(name: str, raw: Any) -> dict[str, str]:
+    """A JSON object with string values."""
+    if not isinstance(raw, dict):
+        raise invalid(f"Invalid hash: {name} must map keys to strings.", name)
+    return string_map(name, raw)
 
 
 def string_map(name: str, raw: Any) -> dict[str, str]:

@@ -1,16 +1,19 @@
-"""Which endpoint answers which method and path: the part of Stripe's API that the simulator knows.
+"""Which endpoint answers which method and path, and which scope a restricted key needs for it.
 
-Consulted by the core; a path it does not find is refused, never guessed.
+This is the part of Stripe's API that the simulator knows; a path it does not find is refused, never guessed.
 """
 
 from __future__ import annotations
 
 from billing_pipeline.stripe_simulator import (
     account,
+    adjustments,
     catalogue,
+    core_events,
     customers,
     meter_events,
     meters,
+    stream,
     subscriptions,
     summaries,
 )
@@ -33,6 +36,12 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("POST", "/v1/billing/meters/{id}/reactivate"): meters.reactivate_meter,
     ("GET", "/v1/billing/meters/{id}/event_summaries"): summaries.list_summaries,
     ("POST", "/v1/billing/meter_events"): meter_events.create_meter_event,
+    ("POST", "/v1/billing/meter_event_adjustments"): adjustments.create_adjustment,
+    ("POST", "/v2/billing/meter_events"): meter_events.create_meter_event_v2,
+    ("POST", "/v2/billing/meter_event_session"): stream.create_session,
+    ("POST", stream.STREAM_PATH): stream.create_stream,
+    ("GET", "/v2/core/events"): core_events.list_core_events,
+    ("GET", "/v2/core/events/{id}"): core_events.retrieve_core_event,
     ("POST", "/v1/customers"): customers.create_customer,
     ("GET", "/v1/customers"): customers.list_customers,
     ("GET", "/v1/customers/{id}"): customers.retrieve_customer,
@@ -61,3 +70,24 @@ def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
         404,
         f"Unrecognized request URL ({method}: {path}). The simulator answers a part of Stripe's API only.",
     )
+
+
+# A session is a means of sending meter events, and a cancellation takes one back: one scope for all of them.
+_RESOURCES = {
+    "account": "account",
+    "customers": "customers",
+    "events": "events",
+    "meter_event_adjustments": "meter_events",
+    "meter_event_session": "meter_events",
+    "meter_events": "meter_events",
+    "meters": "meters",
+    "prices": "prices",
+    "products": "products",
+    "subscriptions": "subscriptions",
+}
+
+
+def scope_of(method: str, path: str) -> str:
+    """The scope a restricted key needs, such as `meters_read` for a meter and for its summaries."""
+    resource = next((_RESOURCES[part] for part in path.split("/") if part in _RESOURCES), "unknown")
+    return f"{resource}_{'read' if method == 'GET' else 'write'}"

@@ -10,36 +10,33 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any
 
 import uvicorn
 
 from billing_pipeline.errors import UserError
 from billing_pipeline.stripe_simulator.core import SimulatedStripe
-from billing_pipeline.stripe_simulator.parameters import parse_form
-from billing_pipeline.stripe_simulator.wire import Answer, Refusal, Request
+from billing_pipeline.stripe_simulator.delivery import ClosableProtocol, Receive, Scope, Send, deliver, send_answer
+from billing_pipeline.stripe_simulator.parameters import parse_form, parse_json
+from billing_pipeline.stripe_simulator.wire import Refusal, Request
 
 BODY_BYTES_MAX = 1 << 20
 KEEP_ALIVE_SECONDS = 600
 SHUTDOWN_SECONDS_MAX = 2
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def application(core: SimulatedStripe, processing: timedelta = timedelta(0)) -> Application:
     """The ASGI application; every request stays in flight for `processing` before it is answered."""
     seconds = processing.total_seconds()
 
-    async def serve(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             request = _request(scope, await _read_body(receive))
         except Refusal as refusal:
-            await _send(send, core.refuse(refusal))
+            await send_answer(send, core.refuse(refusal))
             return
         except ConnectionResetError:
             return
@@ -50,7 +47,7 @@ def application(core: SimulatedStripe, processing: timedelta = timedelta(0)) -> 
         finally:
             # Also when the client has gone: what it asked for is done, and its place is free again.
             core.finish(exchange)
-        await _send(send, exchange.answer)
+        await deliver(exchange, scope, receive, send)
 
     return serve
 
@@ -69,19 +66,16 @@ async def _read_body(receive: Receive) -> bytes:
             return bytes(body)
 
 
-def _request(scope: MutableMapping[str, Any], body: bytes) -> Request:
+def _request(scope: Scope, body: bytes) -> Request:
     # Stripe takes parameters from the query on GET and DELETE and from the form body on POST.
-    form = body if scope["method"] == "POST" else scope["query_string"]
+    method, path = scope["method"], scope["path"]
+    if method == "POST" and path.startswith("/v2/"):
+        params = parse_json(body)
+    else:
+        form = body if method == "POST" else scope["query_string"]
+        params = parse_form(form.decode("utf-8", "replace"))
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    return Request(scope["method"], scope["path"], parse_form(form.decode("utf-8", "replace")), headers)
-
-
-async def _send(send: Send, answer: Answer) -> None:
-    content = answer.content()
-    headers = {"Content-Type": "application/json", **answer.headers, "Content-Length": str(len(content))}
-    encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": content})
+    return Request(method, path, params, headers)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -118,6 +112,7 @@ def make_server(app: Application) -> uvicorn.Server:
             access_log=False,
             # Ours comes from the simulator's clock.
             date_header=False,
+            http=ClosableProtocol,
             interface="asgi3",
             lifespan="off",
             log_config=None,

@@ -10,36 +10,52 @@ import hashlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from billing_pipeline.errors import UserError
 from billing_pipeline.stripe_simulator.counted import CountedMeterEvents
-from billing_pipeline.stripe_simulator.idempotency import SavedAnswers
-from billing_pipeline.stripe_simulator.journal import Record
+from billing_pipeline.stripe_simulator.error_reports import ErrorReports
+from billing_pipeline.stripe_simulator.idempotency import KEPT_V1, KEPT_V2, SavedAnswers
+from billing_pipeline.stripe_simulator.journal import Journal, Record
+from billing_pipeline.stripe_simulator.sessions import StreamSessions
 from billing_pipeline.stripe_simulator.wire import Body
 
 
 class State:
-    """The account, its objects by kind and id, its counted meter events and its saved answers."""
+    """The account, its objects by kind and id, its meter events with what became of them, and its saved answers."""
 
-    def __init__(self, identifier_horizon: timedelta) -> None:
+    def __init__(self, identifier_horizon: timedelta, error_samples_max: int) -> None:
         self.line = 0
         self.meter_events = CountedMeterEvents(identifier_horizon)
-        self.saved_answers = SavedAnswers()
+        self.error_reports = ErrorReports(error_samples_max, self.digest)
+        self.sessions = StreamSessions()
+        self.saved_answers = {"v1": SavedAnswers(KEPT_V1), "v2": SavedAnswers(KEPT_V2)}
         self.active_meters: dict[str, Body] = {}
         self._objects: dict[str, dict[str, Body]] = {}
 
     def apply(self, record: Record) -> None:
         """Take one journal record into account."""
         received_at = datetime.fromisoformat(record["received_at"])
-        if record["kind"] == "meter_event":
-            self.meter_events.add(record, received_at)
-        elif record["kind"] != "refusal":
-            self._put(record["kind"], record["object"])
+        match record["kind"]:
+            case "meter_event":
+                self.meter_events.add(record, received_at)
+            case "meter_event_lost":
+                self.meter_events.lose(record, received_at)
+            case "meter_event_cancelled":
+                self.meter_events.cancel(record)
+            case "meter_event_rejected":
+                self.error_reports.add(record)
+            case "refusal" | "meter_event_dropped_duplicate":
+                pass  # they are told, and change nothing
+            case kind:
+                self._put(kind, record["object"])
         if record.get("idempotency_key"):
-            self.saved_answers.add(record, received_at)
+            self.saved_answers[record.get("api", "v1")].add(record, received_at)
         self.line = record["line"]
 
     def _put(self, kind: str, body: Body) -> None:
         self._objects.setdefault(kind, {})[body["id"]] = body
-        if kind == "meter" and body["status"] == "active":
+        if kind == "meter_event_session":
+            self.sessions.add(body)
+        elif kind == "meter" and body["status"] == "active":
             self.active_meters[body["event_name"]] = body
         elif kind == "meter" and self.active_meters.get(body["event_name"], {}).get("id") == body["id"]:
             del self.active_meters[body["event_name"]]
@@ -69,3 +85,18 @@ class State:
         """24 characters that stand for these parts within this account."""
         text = "/".join(map(str, (self.account_id(), *parts)))
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def rebuilt(journal: Journal, state: State) -> State:
+    """The state after every record of the journal.  Raises `UserError` for a damaged journal."""
+    for number, record in enumerate(journal.read(), start=1):
+        try:
+            if record["line"] != number:
+                raise ValueError("a line is missing")
+            state.apply(record)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"Line {number} of the journal is damaged or missing, so the account cannot be rebuilt. "
+                "Start with another journal file."
+            ) from None
+    return state

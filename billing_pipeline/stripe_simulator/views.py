@@ -1,4 +1,4 @@
-"""What the simulator tells about itself, outside Stripe's API: health and journal.
+"""What the simulator tells about itself, outside Stripe's API: health, journal and faults.
 
 For tests and for whoever judges what was counted: everything is taken from the journal's lines, never from
 the state, so it is an independent account.
@@ -12,9 +12,32 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from billing_pipeline.stripe_simulator.faults import Faults
 from billing_pipeline.stripe_simulator.journal import Journal, Record
+from billing_pipeline.stripe_simulator.keys import KeyMode, authenticate
 from billing_pipeline.stripe_simulator.parameters import checked, integer, text
-from billing_pipeline.stripe_simulator.wire import Answer, invalid
+from billing_pipeline.stripe_simulator.wire import Answer, Refusal, Request, invalid
+
+
+def own_answer(
+    request: Request, now: datetime, keys: Mapping[str, KeyMode], journal: Journal, faults: Faults
+) -> Answer:
+    """The answer to a path that begins with an underscore; all but the health need a key."""
+    endpoint = (request.method, request.path)
+    try:
+        if endpoint == ("GET", "/_health"):
+            return health()
+        authenticate(request.headers, keys, now)
+        match endpoint:
+            case ("GET", "/_journal"):
+                return journal_lines(journal, request.params)
+            case ("GET", "/_journal/meter_events"):
+                return counted_sums(journal, request.params)
+            case ("GET", "/_faults"):
+                return faults_applied(faults)
+        raise Refusal(404, f"Unrecognized request URL ({request.method}: {request.path}).")
+    except Refusal as refusal:
+        return Answer(refusal.status, refusal.headers, refusal.body)
 
 
 def health() -> Answer:
@@ -30,11 +53,18 @@ def journal_lines(journal: Journal, params: Mapping[str, Any]) -> Answer:
     return Answer(200, {"Content-Type": "application/x-ndjson"}, lines)
 
 
+def faults_applied(faults: Faults) -> Answer:
+    """GET /_faults: the number of API calls, and of the faults applied to them, by kind."""
+    applied = {str(kind): count for kind, count in sorted(faults.applied.items())}
+    return Answer(200, {}, {"object": "faults", "calls": faults.calls, "applied": applied})
+
+
 def _hour(record: Record) -> str:
     hour = datetime.fromtimestamp(record["timestamp"], UTC).replace(minute=0, second=0)
     return hour.isoformat().replace("+00:00", "Z")
 
 
+_SIGNS = {"meter_event": 1, "meter_event_cancelled": -1}
 _GROUPS: dict[str, Callable[[Record], str]] = {
     "customer": lambda record: record["customer"],
     "event_name": lambda record: record["event_name"],
@@ -46,7 +76,7 @@ def counted_sums(journal: Journal, params: Mapping[str, Any]) -> Answer:
     """GET /_journal/meter_events: number and exact sum of the counted meter events, by `group`.
 
     `group` is any of customer, event_name and hour, joined by commas; all three by default.
-    Lag plays no part here: an event is counted from the moment it is acknowledged.
+    Lag plays no part here: an event is counted from the moment it is acknowledged until it is cancelled.
     """
     names = checked(params, optional={"group": text()}).get("group", ",".join(_GROUPS)).split(",")
     for name in names:
@@ -54,12 +84,14 @@ def counted_sums(journal: Journal, params: Mapping[str, Any]) -> Answer:
             raise invalid(f"Unknown group '{name}'; known are {', '.join(_GROUPS)}.", "group")
     sums: dict[tuple[str, ...], tuple[int, Decimal]] = {}
     for record in journal.read():
-        if record["kind"] == "meter_event":
+        sign = _SIGNS.get(record["kind"])
+        if sign is not None:
             key = tuple(_GROUPS[name](record) for name in names)
             count, value = sums.get(key, (0, Decimal(0)))
-            sums[key] = count + 1, value + Decimal(record["value"])
+            sums[key] = count + sign, value + sign * Decimal(record["value"])
     data = [
         {**dict(zip(names, key, strict=True)), "count": count, "value": format(value, "f")}
         for key, (count, value) in sorted(sums.items())
+        if count
     ]
     return Answer(200, {}, {"object": "list", "data": data})

@@ -10,24 +10,39 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 Body = dict[str, Any]
 
 
+class Channel(StrEnum):
+    """The ways in for a meter event, as the journal names them."""
+
+    V1 = "v1"
+    V2 = "v2"
+    STREAM = "v2_stream"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request.  Header names are in lower case; parameters are nested as their brackets say."""
+    """One HTTP request.  Header names are in lower case; parameters are nested as their brackets or JSON say."""
 
     method: str
     path: str
     params: Mapping[str, Any]
     headers: Mapping[str, str]
 
+    @property
+    def api(self) -> str:
+        """Which of Stripe's two APIs is asked: "v1" or "v2"."""
+        return "v2" if self.path.startswith("/v2/") else "v1"
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One HTTP answer.  A `str` body is sent as it stands (the journal's lines), a dictionary as JSON."""
+    """One HTTP answer.  A `str` body is sent as it stands, a dictionary as JSON."""
 
     status: int
     headers: Mapping[str, str]
@@ -64,6 +79,11 @@ class Refusal(Exception):
         optional = {"code": code, "param": param}
         error = {"type": type, "message": message} | {k: v for k, v in optional.items() if v is not None}
         self.body: Body = {"error": error}
+
+
+def rfc3339(at: datetime) -> str:
+    """An instant as v2 writes it, in UTC with milliseconds."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def invalid(message: str, param: str, *, code: str | None = None) -> Refusal:

@@ -11,7 +11,13 @@ import stripe
 
 from billing_pipeline.stripe_simulator.core import SimulatedStripe
 from billing_pipeline.stripe_simulator.journal import Record
-from billing_pipeline_tests.fix_simulator import SimulatorClock, client_without_sockets, journal_of, make_core
+from billing_pipeline_tests.fix_simulator import (
+    SimulatorClock,
+    client_without_sockets,
+    journal_of,
+    make_core,
+    streaming,
+)
 
 NOON = datetime(2026, 6, 15, 12, 0, 30, tzinfo=UTC)
 
@@ -42,6 +48,25 @@ class Account:
         }
         given: Any = {name: param for name, param in params.items() if param is not None}
         return self.client.v1.billing.meter_events.create(given, options)  # type: ignore[arg-type]
+
+    def stream(self, *events: dict[str, Any]) -> None:
+        """Send events in one request of the stream, on a session of its own."""
+        service = streaming(self.client, lambda token: client_without_sockets(self.core, token))
+        service.create({"events": list(events)})
+
+    def event(self, value: str = "1", **overrides: Any) -> dict[str, Any]:
+        """One event as v2 takes it; `overrides` replace parameters, None leaves one out."""
+        params = {
+            "event_name": "api_calls",
+            "payload": {"stripe_customer_id": self.customer, "value": value},
+            **overrides,
+        }
+        return {name: param for name, param in params.items() if param is not None}
+
+    def total(self) -> float:
+        """What the summaries show for the customer in the 36 days before now and the hour after it."""
+        start, end = (self.now // 3600 - 36 * 24) * 3600, (self.now // 3600 + 1) * 3600
+        return sum(s.aggregated_value for s in self.summaries(start, end).data)
 
     def summaries(self, start: int, end: int, **params: Any) -> Any:
         given: Any = {"customer": self.customer, "start_time": start, "end_time": end, **params}

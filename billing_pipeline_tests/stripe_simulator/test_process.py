@@ -26,7 +26,7 @@ def process(journal, *options):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         try:
             url = started.stdout.readline().split()[3].rstrip(",")
-            yield started, stripe.StripeClient(KEY, base_addresses={"api": url})
+            yield started, stripe.StripeClient(KEY, base_addresses={"api": url, "meter_events": url})
         finally:
             started.kill()
 
@@ -114,3 +114,21 @@ def test_lag_that_makes_no_sense_is_refused(tmp_path, seconds):
     assert ended.returncode == 2
     assert "--lag-seconds" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_delay_and_limits_are_set_from_the_command_line(tmp_path):
+    limits = ("--stream-delay-seconds", "3600", "--meter-event-calls-per-second", "1", "--stream-calls-per-second", "1")
+    with process(tmp_path / "journal", *limits) as (_, client):
+        customer = fill(client)
+        meter = client.v1.billing.meters.list().data[0].id
+        at = send(client, customer, "a").timestamp // 60 * 60
+        with pytest.raises(stripe.RateLimitError):
+            send(client, customer, "b")
+        token = client.v2.billing.meter_event_session.create().authentication_token
+        batch = {"events": [{"event_name": "m", "payload": {"stripe_customer_id": customer, "value": "9"}}]}
+        client.v2.billing.meter_event_stream.create(batch, {"api_key": token})
+        with pytest.raises(stripe.RateLimitError):
+            client.v2.billing.meter_event_stream.create(batch, {"api_key": token})
+        span = {"customer": customer, "start_time": at, "end_time": at + 120}
+
+        assert [s.aggregated_value for s in client.v1.billing.meters.event_summaries.list(meter, span).data] == [1.0]
