@@ -43,7 +43,7 @@ up: $(STAMP) ## Dagster UI on 3000 with its daemon, Stripe simulator on 12111; C
 migrate: $(STAMP) ## bring the database schema to this version
 	@$(BIN)/billing-pipeline migrate
 
-dev-down: $(STAMP) ## stop the embedded PostgreSQL if it is still running
+dev-down: $(STAMP) ## stop `make up`, what a killed one left, and the embedded PostgreSQL
 	@$(BIN)/billing-pipeline down
 
 bench: $(STAMP) ## measure; ONLY=name runs one

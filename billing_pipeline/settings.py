@@ -9,16 +9,17 @@ never shows them; `mask` is the one way to show which key is meant.
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from billing_pipeline.domain.protocol import ProtocolTimes
+from billing_pipeline.domain.windows import hour_of
 from billing_pipeline.errors import SettingsError
 
 SIMULATOR_KEY = "sk_test_simulator"
@@ -55,6 +56,7 @@ class Settings(BaseSettings):
     billing_state_dir: Path = Field(default=Path(".billing"), description="embedded server, simulator, marks")
     billing_source_relation: str = Field(default="public.billable_events")
     billing_meters_file: Path | None = Field(default=None, description="unset: the packaged catalogue")
+    billing_start_at: AwareDatetime | None = Field(default=None, description="first hour billed; unset: all in reach")
     billing_window_grace_seconds: int = Field(default=300, ge=0, le=3600)
     billing_cutoff_overlap_seconds: int = Field(default=900, ge=0, le=86_400)
 
@@ -93,6 +95,13 @@ class Settings(BaseSettings):
         if key and not key.get_secret_value().startswith(("sk_test_", "sk_live_", "rk_test_", "rk_live_")):
             raise ValueError("must start with sk_test_, sk_live_, rk_test_ or rk_live_")
         return key
+
+    @field_validator("billing_start_at")
+    @classmethod
+    def _billing_starts_with_an_hour(cls, start_at: datetime | None) -> datetime | None:
+        if start_at is not None and start_at != hour_of(start_at):
+            raise ValueError("must be a full UTC hour, such as 2026-01-01T00:00:00Z")
+        return start_at
 
     @model_validator(mode="after")
     def _times_fit_together(self) -> Self:

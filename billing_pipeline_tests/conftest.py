@@ -1,6 +1,7 @@
 """Fixtures come from one plugin per concern."""
 
 pytest_plugins = [
+    "billing_pipeline_tests.fix_aggregation",
     "billing_pipeline_tests.fix_postgres",
     "billing_pipeline_tests.fix_simulator",
     "billing_pipeline_tests.fix_flow",

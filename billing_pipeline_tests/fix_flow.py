@@ -47,6 +47,11 @@ def bill(flow: UsageFlow) -> Callable[..., dict[str, str]]:
         customers = create_customers(flow.stripe, flow.settings, organization_ids)
         for organization_id, customer in customers.items():
             map_customer(flow.connection, organization_id, customer)
+        # A new mapping marks all its organization's hours as touched, which would hide whether new rows do.
+        flow.connection.execute(
+            "UPDATE customer_mappings SET created_at = created_at - interval '1 day' "
+            "WHERE NOT EXISTS (SELECT FROM aggregations)"
+        )
         return customers
 
     return bill

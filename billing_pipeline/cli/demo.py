@@ -14,14 +14,15 @@ from decimal import Decimal
 from rich.console import Console
 from rich.table import Table
 
-from billing_pipeline.cli.demo_stack import DemoStack, demo_stack
+from billing_pipeline.cli.demo_stack import DEMO_TAGS, DemoStack, demo_stack
 from billing_pipeline.cli.demo_usage import ORGANIZATIONS, SampleEvent, sample_usage
 from billing_pipeline.database import queries
+from billing_pipeline.database.connection import describe
 from billing_pipeline.domain.catalogue import Aggregation
 from billing_pipeline.errors import BillingError
 from billing_pipeline.orchestration.launch import launch_job, wait_for_run
 from billing_pipeline.reconciliation.reconcile import reconcile
-from billing_pipeline.settings import load_settings
+from billing_pipeline.settings import Settings, load_settings
 from billing_pipeline.stripe_api.catalogue import set_up_catalogue
 from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.usage.flush import UsageFlow, open_flow
@@ -54,13 +55,25 @@ def run_demo(*, fresh: bool) -> None:
     """Run the demo and print its account.  Raises `BillingError` when a number differs."""
     console = Console(highlight=False, soft_wrap=True)
     console.print("[bold]A week of five organizations' usage, billed through Dagster to a simulated Stripe[/bold]")
-    with demo_stack(load_settings(), fresh=fresh, console=console) as stack:
+    settings = load_settings()
+    with demo_stack(settings, fresh=fresh, console=console) as stack:
         differs = _bill(stack, console)
     if differs:
         raise BillingError(f"{differs} of the numbers above differ from Stripe's; that must not happen.")
     console.print("\n[bold green]Every unit is accounted for.[/bold green]")
-    console.print(
-        "Next: [bold]make up[/bold] to look at these runs in Dagster's UI, [bold]make test[/bold] for the proofs."
+    console.print(_next_step(settings, stack))
+
+
+def _next_step(settings: Settings, stack: DemoStack) -> str:
+    if settings.database_url is None:
+        see = "[bold]make up[/bold] to look at these runs in Dagster's UI"
+        return f"Next: {see}, [bold]make test[/bold] for the proofs."
+    # The whole URL would show its password.
+    place = describe(stack.database_url)
+    return (
+        f"The demo is in a database of its own, {place}, beside yours.\n"
+        f"Next: to look at these runs in Dagster's UI, name {place.rpartition('/')[2]} as the database in "
+        f"DATABASE_URL, set BILLING_STATE_DIR={stack.settings.billing_state_dir}, and run [bold]make up[/bold]."
     )
 
 
@@ -89,7 +102,7 @@ def _bill(stack: DemoStack, console: Console) -> int:
 
 def _flush(stack: DemoStack, flow: UsageFlow, console: Console, before: Account) -> Account:
     with console.status("Dagster runs the job usage_flush ..."):
-        run_id = launch_job("usage_flush", port=stack.settings.dagster_port, tags={"billing/demo": "1"})
+        run_id = launch_job("usage_flush", port=stack.settings.dagster_port, tags=DEMO_TAGS)
         wait_for_run(run_id, port=stack.settings.dagster_port, seconds_max=RUN_SECONDS_MAX)
     source = {"source": queries.relation(flow.settings.billing_source_relation)}
     account = queries.fetch(flow.connection, "ledger_account", Account, parts=source)[0]
@@ -113,7 +126,7 @@ def _flush(stack: DemoStack, flow: UsageFlow, console: Console, before: Account)
 
 def _print_sides(stack: DemoStack, flow: UsageFlow, console: Console, truth: Totals, customers: dict[str, str]) -> int:
     """The three sides, one row per organization and meter; returns how many rows differ."""
-    report = reconcile(flow.connection, settings=flow.settings, catalogue=flow.catalogue, now=flow.clock())
+    report = reconcile(flow.connection, settings=flow.settings, now=flow.clock())
     ledger = {(side.organization_id, side.meter): int(side.stated) for side in report.sides}
     counted = _counted_by_stripe(stack, flow, customers)
     table = Table("organization", "meter", box=None, pad_edge=False, header_style="dim")

@@ -7,24 +7,33 @@ its own beside the named one, which it never touches.  A live key is refused bef
 from __future__ import annotations
 
 import json
+import os
 import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from billing_pipeline.cli.local_stack import running_simulator, simulator_journal
-from billing_pipeline.cli.up import project_folder, running_dagster, up_is_running
+from billing_pipeline.cli.state_lock import only_one
+from billing_pipeline.cli.up import prepare_dagster, project_folder, running_dagster
 from billing_pipeline.database import queries
 from billing_pipeline.database.connection import connect, describe
 from billing_pipeline.database.location import resolve_database_url, sibling, with_database
 from billing_pipeline.database.migrate import migrate, start_over
 from billing_pipeline.errors import UserError
 from billing_pipeline.settings import SIMULATOR_KEY, Settings, load_settings
+
+DEMO_TAGS = {"billing/demo": "1", "dagster/max_retries": "0"}
+"""What the demo's runs are found by in Dagster's UI, and by the next demo.
+
+They are not retried: the daemon of the next demo would start a killed run again and bill beside it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +62,45 @@ def demo_stack(settings: Settings, *, fresh: bool, console: Console) -> Iterator
     """
     if settings.livemode:
         raise UserError("The demo does not run beside a live Stripe key. Unset STRIPE_SECRET_KEY for it.")
-    if settings.database_url is None and up_is_running(settings.billing_state_dir):
-        raise UserError("`make up` is running on the same sandbox. Stop it with Ctrl-C or `make dev-down` first.")
     project = project_folder()
     with ExitStack() as running:
+        if running.enter_context(only_one(_state_dir(settings))):
+            console.print("What a killed run had left behind was stopped.", style="dim")
         with console.status("Starting PostgreSQL, the Stripe simulator and Dagster ..."):
             database_url = _empty_database(settings, fresh=fresh)
             environment = _environment(settings, database_url)
             demo = load_settings(**{name.lower(): value for name, value in environment.items()})
             for remains in (simulator_journal(demo), demo.billing_state_dir / "high_water_mark.json"):
                 remains.unlink(missing_ok=True)
+            _cancel_interrupted_runs(demo, project)
             running.enter_context(running_simulator(demo))
             running.enter_context(running_dagster(demo, project, environment))
         yield DemoStack(demo, database_url)
+
+
+def _state_dir(settings: Settings) -> Path:
+    return settings.billing_state_dir if settings.database_url is None else settings.billing_state_dir / "demo"
+
+
+def _cancel_interrupted_runs(demo: Settings, project: Path) -> None:
+    """Before the daemon is up, which would start what is still queued, and so bill beside this demo."""
+    from billing_pipeline.orchestration.launch import cancel_unfinished
+
+    own = prepare_dagster(demo, project)
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)  # dagster.yaml takes the database's address from there only
+    try:
+        cancel_unfinished(Path(own["DAGSTER_HOME"]), DEMO_TAGS)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _environment(settings: Settings, database_url: str) -> dict[str, str]:
     """Every setting that a person's environment could bend, as the demo's processes shall see it."""
     simulator_port, dagster_port = _free_ports(2)
     stripe = f"http://127.0.0.1:{simulator_port}"
-    state_dir = settings.billing_state_dir if settings.database_url is None else settings.billing_state_dir / "demo"
+    state_dir = _state_dir(settings)
     packaged = resources.files("billing_pipeline.usage") / "default_meters.toml"
     return {
         "DATABASE_URL": database_url,

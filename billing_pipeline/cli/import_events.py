@@ -1,6 +1,7 @@
 """`billing-pipeline import-events FILE`: put a file of usage into `billable_events`.
 
 Options and `--mapping` make one mapping; `usage/import_mapping.py` says what its keys mean.
+The file is looked at before anything is started, and event types that no meter knows are named afterwards.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_pipeline.errors import UserError
+from billing_pipeline.errors import ImportRefused, UserError
+
+if TYPE_CHECKING:
+    from billing_pipeline.usage.import_mapping import ImportMapping
 
 CONFLICTS_LEFT_OUT = 1
 """Exit code: the rest was imported, and a person should look at what was not."""
 
+TYPES_SHOWN = 10
+
 
 def import_events_command(
     file: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
-    mapping: Annotated[Path | None, typer.Option(help="TOML file saying which column is what.")] = None,
+    mapping: Annotated[
+        Path | None,
+        typer.Option(help="TOML file saying which column is what; its keys are in docs/getting-started.md."),
+    ] = None,
     time_column: Annotated[str | None, typer.Option(help="Default: occurred_at.")] = None,
     assume_timezone: Annotated[
         str | None, typer.Option(help="Time zone of times without an offset; they are refused without this.")
@@ -34,7 +43,11 @@ def import_events_command(
     organization_column: Annotated[str | None, typer.Option(help="Default: organization_id.")] = None,
     row_modulo: Annotated[int | None, typer.Option(help="Deal rows out to org-0001 ... org-N.")] = None,
     event: Annotated[
-        list[str] | None, typer.Option(help="TYPE=COLUMN, or TYPE to count 1 per row; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            help="TYPE=COLUMN, or TYPE to count 1 per row; repeat for several. TYPE is an event type of the meter "
+            "catalogue (BILLING_METERS_FILE)."
+        ),
     ] = None,
     properties: Annotated[
         list[str] | None, typer.Option("--property", help="A column to keep in properties; repeat for several.")
@@ -46,13 +59,14 @@ def import_events_command(
         bool, typer.Option("--skip-conflicts", help="Import the rest when ids are known with other contents; exit 1.")
     ] = False,
 ) -> None:
-    """Load usage from a CSV or Parquet file, once: a second import of the same file adds nothing.
+    """Load usage from a CSV or Parquet file, once.
 
-    Everything is imported or, after any fault, nothing.
+    A second import of the same file adds nothing.  Everything is imported or, after any fault, nothing.
     """
+    from billing_pipeline.cli.local_stack import ready_database
     from billing_pipeline.database.connection import connect
-    from billing_pipeline.database.location import resolve_database_url
     from billing_pipeline.settings import load_settings
+    from billing_pipeline.usage.catalogue import load_catalogue
     from billing_pipeline.usage.import_events import import_events
     from billing_pipeline.usage.import_mapping import load_mapping
 
@@ -71,8 +85,9 @@ def import_events_command(
     columns = load_mapping(mapping, given)
     end_at = _instant(shift_to_end_at) if shift_to_end_at else None
     settings = load_settings()
+    unknown = sorted(_event_types(file, columns) - load_catalogue(settings).known_event_types)
 
-    with _progress_bar() as progress, connect(resolve_database_url(settings)) as connection:
+    with _progress_bar() as progress, connect(ready_database(settings)) as connection:
         result = import_events(
             connection,
             file,
@@ -83,6 +98,14 @@ def import_events_command(
             progress=progress,
         )
     typer.echo(f"{file}: {result.read} events read, {result.added} added, {result.already_there} already there.")
+    if unknown:
+        names = ", ".join(unknown[:TYPES_SHOWN]) + (", ..." if len(unknown) > TYPES_SHOWN else "")
+        typer.echo(
+            f"warning: no meter of the catalogue takes the event types {names}; the next flush puts them into "
+            "quarantine. Add them to BILLING_METERS_FILE (docs/getting-started.md), to a meter or to "
+            "ignored_event_types.",
+            err=True,
+        )
     if result.conflicts:
         typer.echo(
             f"{result.conflicts} events left out, because their ids are known with other contents, first "
@@ -90,6 +113,28 @@ def import_events_command(
             err=True,
         )
         raise typer.Exit(CONFLICTS_LEFT_OUT)
+
+
+def _event_types(file: Path, mapping: ImportMapping) -> set[str]:
+    """The event types that the import will write; refuses an unreadable file before anything is started."""
+    import pyarrow as pa
+
+    from billing_pipeline.usage.import_file import check_file, read_batches
+
+    types = {rule.event_type for rule in mapping.events if rule.event_type}
+    columns = {rule.event_type_column for rule in mapping.events if rule.event_type_column}
+    try:
+        check_file(file, mapping)
+        for batch in read_batches(file, mapping) if columns else ():
+            for column in columns:
+                types.update(str(value) for value in batch.rows[column].unique().to_pylist() if value is not None)
+    except OSError as exc:
+        raise ImportRefused(f"{file} cannot be read: {exc.strerror or exc}. Check the path.") from None
+    except ImportRefused as exc:
+        raise ImportRefused(f"{file}: {exc}. Nothing was imported.") from None
+    except (UnicodeDecodeError, pa.ArrowException):
+        pass  # the import reads it again and names the row
+    return types
 
 
 @contextmanager

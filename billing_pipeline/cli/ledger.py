@@ -6,15 +6,18 @@ Recovery takes two persons: one adopts what Stripe shows, another releases.  Eve
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_pipeline.cli.usage import open_local_flow
+from billing_pipeline.cli.hints import as_typed
+from billing_pipeline.cli.usage import open_ledger, open_local_flow
 from billing_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from billing_pipeline.usage.adopt import AdoptionReport
+    from billing_pipeline.usage.gate import Identity
 
 app = typer.Typer(help="Look at the ledger, stop it, and bring it back after a restore.", no_args_is_help=True)
 
@@ -22,44 +25,73 @@ By = Annotated[str, typer.Option("--by", help="Who does this, for the operator l
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the operator log.")]
 
 
+LABELS = {
+    "units_unmapped": "units of organizations without a Stripe customer",
+    "windows_held": "usage windows on hold for a person",
+    "entries_held": "entries on hold for a person",
+    "units_rejected": "units refused by Stripe, on hold",
+    "units_pending": "units cut and not sent yet",
+    "entries_ambiguous": "entries sent with unknown outcome",
+    "oldest_ambiguous": "age of the oldest of them",
+    "units_unconfirmed": "units accepted and not shown by Stripe yet",
+    "events_quarantined": "billable events in quarantine",
+}
+
+
 @app.command()
 def status() -> None:
-    """Whose ledger this is, whether it is frozen, and what is owed, ambiguous, held or in quarantine."""
-    from billing_pipeline.database import queries
-    from billing_pipeline.usage.gate import read_identity
+    """Show whose ledger this is, whether it sends, and what is owed.
 
-    with open_local_flow() as flow:
-        identity = read_identity(flow.connection)
+    Asks the database only, so it works while Stripe does not answer.
+    """
+    from billing_pipeline.database import queries
+    from billing_pipeline.usage.gate import Identity
+
+    with open_ledger() as flow:
+        identities = queries.fetch(flow.connection, "read_identity", Identity)
         owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]
         canaries = queries.fetch_dicts(flow.connection, "canary_lag")
         mark = flow.mark.read()
-    frozen = (
-        f"FROZEN since {identity.frozen_at:%Y-%m-%d %H:%M} UTC: {identity.frozen_reason}"
-        if identity.frozen_at
-        else "open"
-    )
-    typer.echo(
-        f"Account:    {identity.stripe_account} ({'live' if identity.livemode else 'test'}), epoch {identity.epoch}"
-    )
-    typer.echo(f"Ledger:     {frozen}")
-    typer.echo(
-        f"Mark:       attempt {mark.attempt_id if mark else 'none'} at {flow.settings.mark_url.partition('://')[0]}"
-    )
+    _print_identity(identities[0] if identities else None)
+    # The address may hold a key, so only its kind is shown.
+    kind = flow.settings.mark_url.partition("://")[0]
+    typer.echo(f"High-water mark  {f'attempt {mark.attempt_id:,}' if mark else 'none yet'} (kept in: {kind})")
+    typer.echo(f"Billing          {flow.settings.level}")
+    typer.echo("\nNot proved yet:")
     for name, value in owed.items():
-        typer.echo(f"{name.replace('_', ' ').capitalize() + ':':<24}{value if value is not None else '-'}")
+        shown = "-" if value is None else f"{value:,}" if isinstance(value, (int, Decimal)) else str(value)
+        typer.echo(f"{shown:>16} {LABELS.get(name, name.replace('_', ' '))}")
+    typer.echo("\nCanaries:" if canaries else "\nCanaries: none sent yet")
     for row in canaries:
-        lag = f"visible after {row['lag']}" if row["lag"] is not None else "never seen yet"
-        typer.echo(f"Canary {row['event_name']}: {lag}")
+        seen = (
+            f"shown by Stripe after {row['lag'].total_seconds():,.0f} s"
+            if row["lag"] is not None
+            else "not shown by Stripe yet"
+        )
+        missing = f", missing since {row['missing_since']:%Y-%m-%d %H:%M} UTC" if row["missing_since"] else ""
+        typer.echo(f"  {row['event_name']}: {seen}{missing}")
 
 
 @app.command()
 def freeze(by: By, reason: Reason) -> None:
-    """Stop all sending now; a running flush stops before its next batch."""
+    """Stop all sending now.
+
+    A running flush stops before its next batch.  Asks the database only.
+    """
     from billing_pipeline.usage import gate
 
-    with open_local_flow() as flow:
+    with open_ledger() as flow:
+        before = gate.read_identity(flow.connection)
         gate.freeze(flow.connection, f"{reason} (by {by})", now=flow.clock())
-    typer.echo("The ledger is frozen. Nothing is sent until somebody adopts and somebody else releases.")
+    if before.frozen_at is not None:
+        typer.echo(f"Already frozen since {before.frozen_at:%Y-%m-%d %H:%M} UTC: {before.frozen_reason}")
+        return
+    typer.echo(
+        as_typed(
+            "The ledger is frozen: nothing is sent until one person runs `billing-pipeline ledger adopt` and another "
+            "`billing-pipeline ledger release`."
+        )
+    )
 
 
 @app.command()
@@ -70,9 +102,10 @@ def adopt(
         str | None, typer.Option(help="From when on to compare, e.g. 2026-11-20T00:00:00Z. Default: 34 days back.")
     ] = None,
 ) -> None:
-    """After a restore: bring the frozen ledger to what Stripe shows, and print the differences.
+    """Bring the frozen ledger to what Stripe shows.
 
-    Sends canaries first and waits for nothing: it says when to run it again.
+    For after a restore; prints every difference.  It sends canaries first and does not wait for them: it says when to
+    run it again.
     """
     from billing_pipeline.usage.adopt import DEFAULT_SPAN, adopt, require_settled
 
@@ -94,12 +127,24 @@ def adopt(
 
 @app.command()
 def release(by: By, reason: Reason) -> None:
-    """Let the ledger send again; only after somebody else has adopted."""
+    """Let the ledger send again, after another has adopted."""
     from billing_pipeline.usage.adopt import release
 
-    with open_local_flow() as flow:
+    with open_ledger() as flow:
         release(flow.connection, actor=by, reason=reason, now=flow.clock())
     typer.echo("The ledger is open. The next flush states what the source owes beyond what Stripe shows.")
+
+
+def _print_identity(identity: Identity | None) -> None:
+    if identity is None:
+        typer.echo("Account          none yet; the first flush that is not off binds the ledger to one")
+        return
+    mode = "live" if identity.livemode else "test"
+    typer.echo(f"Account          {identity.stripe_account}, {mode} mode, epoch {identity.epoch}")
+    state = "open"
+    if identity.frozen_at is not None:
+        state = f"FROZEN since {identity.frozen_at:%Y-%m-%d %H:%M} UTC: {identity.frozen_reason}"
+    typer.echo(f"Ledger           {state}")
 
 
 def _print_report(report: AdoptionReport) -> None:
@@ -113,12 +158,13 @@ def _print_report(report: AdoptionReport) -> None:
         minute = f"{found.slot_at:%Y-%m-%d %H:%M}"
         units = (f"{found.ledger_units:,}", f"{found.stripe_units:,}")
         table.add_row(found.stripe_customer_id, found.event_name, minute, str(found.step), *units)
-    Console(highlight=False).print(table)
+    if report.adoptions:
+        Console(highlight=False).print(table)
     typer.echo(
         f"Compared since {report.since:%Y-%m-%d %H:%M} UTC: {len(report.adoptions)} minutes differed, "
         f"{len(report.conflicts)} need a person. The epoch is now {report.epoch}; the ledger is still frozen."
     )
-    typer.echo("A second person releases it: billing-pipeline ledger release --by NAME --reason TEXT")
+    typer.echo(as_typed("A second person releases it: `billing-pipeline ledger release --by NAME --reason TEXT`"))
 
 
 def _instant(text: str) -> datetime:

@@ -13,8 +13,9 @@ app = typer.Typer()
 
 @app.command()
 def up() -> None:
-    """Run Dagster's UI and daemon, the Stripe simulator and PostgreSQL until Ctrl-C.
+    """Run Dagster and what it needs until Ctrl-C.
 
+    Dagster's UI and daemon, the Stripe simulator and PostgreSQL; a second `up` for the same folder is refused.
     The simulator runs only when no Stripe key is set, PostgreSQL only when DATABASE_URL is not.
     """
     from billing_pipeline.cli.up import run_until_stopped
@@ -25,13 +26,16 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """Stop a running `up` and the embedded PostgreSQL, whoever still uses it."""
-    from billing_pipeline.cli.up import stop_running
+    """Stop `up`, what a killed one left, and PostgreSQL.
+
+    Only the embedded PostgreSQL is stopped; whoever still uses it loses it.
+    """
+    from billing_pipeline.cli.state_lock import stop_holder
     from billing_pipeline.database import embedded
     from billing_pipeline.settings import load_settings
 
     state_dir = load_settings().billing_state_dir
-    stopped = stop_running(state_dir)
+    stopped = stop_holder(state_dir)
     stopped = embedded.stop(state_dir) or stopped
     typer.echo("Stopped." if stopped else "Nothing was running.")
 
@@ -58,12 +62,16 @@ def simulator(
     port: Annotated[int | None, typer.Option(help="Default: SIMULATOR_PORT, 12111.", min=1, max=65535)] = None,
     lag_seconds: Annotated[int, typer.Option(help="Until usage shows in meter summaries.", min=0)] = 0,
 ) -> None:
-    """Run the Stripe simulator in the foreground; it keeps its account in the state folder."""
+    """Run the Stripe simulator in the foreground.
+
+    It keeps its account in the state folder.
+    """
     from billing_pipeline.cli.local_stack import simulator_arguments
+    from billing_pipeline.cli.state_lock import make_folder
     from billing_pipeline.settings import load_settings
 
     settings = load_settings(**({} if port is None else {"simulator_port": port}))
-    settings.billing_state_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.billing_state_dir)
     arguments = [*simulator_arguments(settings), "--lag-seconds", str(lag_seconds)]
     # In our place, so that signals reach it without us in between.
     os.execv(sys.executable, [sys.executable, "-m", *arguments])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from billing_pipeline.cli.children import Child, answers, child, wait_until_ready
+from billing_pipeline.cli.state_lock import make_folder
 from billing_pipeline.database.connection import describe
 from billing_pipeline.database.location import resolve_database_url
 from billing_pipeline.database.migrate import migrate, pending_revisions
@@ -48,7 +49,8 @@ def ready_database(settings: Settings) -> str:
         migrate(url, create_source=True)
     elif pending := pending_revisions(url):
         raise UserError(
-            f"The database {describe(url)} lacks the schema changes {', '.join(pending)}. Run: billing-pipeline migrate"
+            f"The database {describe(url)} lacks the schema changes {', '.join(pending)}. "
+            "Run `billing-pipeline migrate`."
         )
     return url
 
@@ -92,7 +94,7 @@ def _simulator_if_needed(settings: Settings) -> Iterator[Child | None]:
 @contextmanager
 def running_simulator(settings: Settings) -> Iterator[Child]:
     """The simulator as a child process, answering."""
-    settings.billing_state_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.billing_state_dir)
     log = settings.billing_state_dir / "logs" / "stripe_simulator.log"
     with child("The Stripe simulator", simulator_arguments(settings), log=log, environment={}) as simulator:
         wait_until_ready(simulator, _health(settings), seconds=SIMULATOR_START_SECONDS)

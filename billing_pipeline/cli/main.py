@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from billing_pipeline.cli import local, usage
+from billing_pipeline.cli import ledger, local, usage
+from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.errors import BillingError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command("import-events")(import_events_command)
 app.add_typer(usage.app)
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(local.app)
 
 
@@ -35,8 +37,9 @@ def demo(
         bool, typer.Option("--fresh", help="Empty the local sandbox even if it holds usage the demo did not make.")
     ] = False,
 ) -> None:
-    """Bill a week of sample usage end to end through Dagster, and account for every unit.
+    """Bill a sample week end to end, and account for every unit.
 
+    It goes through Dagster to a simulated Stripe.
     Needs nothing: without DATABASE_URL it uses the embedded PostgreSQL, with it a database of its own beside yours.
     """
     from billing_pipeline.cli.demo import run_demo
@@ -53,7 +56,7 @@ def run() -> None:
     try:
         app()
     except BillingError as exc:
-        sys.stderr.write(f"error: {exc}\n")
+        sys.stderr.write(f"error: {as_typed(str(exc))}\n")
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

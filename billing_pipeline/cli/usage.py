@@ -10,18 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from billing_pipeline.cli.hints import as_typed
+
 if TYPE_CHECKING:
-    from billing_pipeline.usage.flush import UsageFlow
+    from billing_pipeline.settings import Settings
+    from billing_pipeline.usage.flush import FlushReport, UsageFlow
 
 app = typer.Typer()
+
+NAMES_SHOWN = 3
 
 
 @app.command("stripe-setup")
 def stripe_setup() -> None:
-    """Make the catalogue's meters at Stripe; those that exist are left as they are."""
+    """Make the catalogue's meters at Stripe.
+
+    Those that exist are left as they are.
+    """
     from billing_pipeline.stripe_api.catalogue import set_up_catalogue
 
-    with _flow() as flow:
+    with open_local_flow() as flow:
         report = set_up_catalogue(flow.stripe, flow.settings, flow.catalogue)
     typer.echo(
         f"Meters made: {', '.join(report.created) or 'none'}; already there: {', '.join(report.existing) or 'none'}."
@@ -30,11 +38,14 @@ def stripe_setup() -> None:
 
 @app.command("create-customers")
 def create_customers_command() -> None:
-    """Make a Stripe customer for every organization in the source that has none, and map it; test mode only."""
+    """Make and map a Stripe customer for each organization.
+
+    For every organization in the source that has none; test mode only.
+    """
     from billing_pipeline.database import queries
     from billing_pipeline.stripe_api.customers import create_customers
 
-    with _flow() as flow:
+    with open_local_flow() as flow:
         source = {"source": queries.relation(flow.settings.billing_source_relation)}
         rows = queries.fetch_dicts(flow.connection, "organizations_without_customer", parts=source)
         customers = create_customers(flow.stripe, flow.settings, [row["organization_id"] for row in rows])
@@ -49,51 +60,57 @@ def flush_now(
         bool, typer.Option("--full", help="Recompute the whole lookback, not only what was touched.")
     ] = False,
 ) -> None:
-    """Run the usage flow once, here and now: validate, aggregate, cut, submit, confirm.
+    """Run the usage flow once, here and now.
 
-    The gate is the same as for the schedule.
+    It validates, aggregates, cuts, submits and confirms; the gate is the same as for the schedule.
     """
+    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from billing_pipeline.database import queries
+    from billing_pipeline.settings import Level, load_settings
     from billing_pipeline.usage.aggregate import Scope
     from billing_pipeline.usage.flush import flush
     from billing_pipeline.usage.lease import LeaseHeld
 
+    settings = load_settings()
+    if settings.level is Level.OFF:
+        typer.echo(f"Billing is off ({_why_off(settings)}): nothing was computed, nothing was sent.")
+        return
+    console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} entries sent"), TimeElapsedColumn())
-    with _flow() as flow, Progress(*columns, transient=True) as progress:
-        task = progress.add_task("flush", total=None)
+    with open_local_flow() as flow:
         try:
-            report = flush(
-                flow, scope=Scope.FULL if full else None, on_progress=lambda sent: progress.advance(task, sent)
-            )
+            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+                task = progress.add_task("flush", total=None)
+                report = flush(
+                    flow, scope=Scope.FULL if full else None, on_progress=lambda sent: progress.advance(task, sent)
+                )
         except LeaseHeld as exc:
             typer.echo(f"skipped=true: {exc}")
             return
-    if report.contract is not None:
-        faults = ", ".join(f"{fault.reason} {fault.count}" for fault in report.contract.faults) or "none"
-        typer.echo(f"Contract:  {report.contract.rows_read:,} rows read, faults: {faults}")
-    typer.echo(
-        f"Windows:   {report.aggregation.windows_computed:,} computed ({report.aggregation.scope}), "
-        f"{report.aggregation.windows_changed:,} changed"
-    )
-    typer.echo(
-        f"Entries:   {report.cut.entries:,} cut (+{report.cut.units_added:,} -{report.cut.units_taken_back:,} units), "
-        f"{report.cut.windows_held:,} windows held"
-    )
-    typer.echo(
-        f"Stripe:    {report.submit.attempts:,} sent, {report.submit.accepted:,} accepted, "
-        f"{report.submit.duplicates:,} duplicate, {report.submit.rejected:,} rejected, "
-        f"{report.submit.unknown:,} unknown, {report.submit.not_executed:,} not executed"
-    )
-    typer.echo(
-        f"Proof:     {report.confirm.confirmed:,} confirmed by Stripe's summaries, {report.confirm.waiting:,} waiting"
-    )
+        unmapped = queries.fetch_dicts(flow.connection, "unmapped_organizations")
+        owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]["units_unmapped"]
+    _print_flush(report)
+    if settings.level is Level.SHADOW:
+        typer.echo(
+            "Billing is in shadow mode: computed and recorded, nothing sent. With BILLING_MODE=live it would be sent."
+        )
+    if unmapped:
+        names = [str(row["organization_id"]) for row in unmapped]
+        shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+        typer.echo(
+            as_typed(
+                f"Owed:      {owed:,} units wait, because organizations have no Stripe customer: {shown}. "
+                "`billing-pipeline create-customers` makes and maps customers in test mode."
+            )
+        )
 
 
 @app.command()
 def confirm() -> None:
-    """Read Stripe's summaries and confirm the entries they show."""
-    with _flow() as flow:
+    """Confirm the entries that Stripe's summaries show."""
+    with open_local_flow() as flow:
         report = flow.confirm()
     typer.echo(
         f"{report.confirmed:,} confirmed by Stripe's summaries, {report.replaced:,} provably not counted, "
@@ -103,14 +120,20 @@ def confirm() -> None:
 
 @app.command()
 def reconcile() -> None:
-    """Source, ledger and Stripe side by side; exits 1 when a difference has no explanation."""
+    """Show source, ledger and Stripe side by side.
+
+    Exits 1 when a difference has no explanation.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from billing_pipeline.reconciliation.reconcile import reconcile as compare
 
-    with _flow() as flow:
-        report = compare(flow.connection, settings=flow.settings, catalogue=flow.catalogue, now=flow.clock())
+    with open_ledger() as flow:
+        report = compare(flow.connection, settings=flow.settings, now=flow.clock())
+    if not report.sides:
+        typer.echo("There is nothing to compare yet: no usage in the source, none in the ledger.")
+        return
     reasons: dict[tuple[str, str], list[str]] = {}
     for difference in report.differences:
         key = (difference.organization_id, difference.meter)
@@ -135,7 +158,8 @@ def own_name() -> str:
 
 
 @contextmanager
-def _flow() -> Iterator[UsageFlow]:
+def open_local_flow() -> Iterator[UsageFlow]:
+    """The usage flow over this machine's database and Stripe, started where nothing is configured."""
     from billing_pipeline.cli.local_stack import local_stack
     from billing_pipeline.settings import load_settings
     from billing_pipeline.usage.flush import open_flow
@@ -145,3 +169,45 @@ def _flow() -> Iterator[UsageFlow]:
         open_flow(stack.settings, stack.database_url, holder=own_name()) as flow,
     ):
         yield flow
+
+
+@contextmanager
+def open_ledger() -> Iterator[UsageFlow]:
+    """The same for what asks the database only: it works while Stripe does not answer."""
+    from billing_pipeline.cli.local_stack import ready_database
+    from billing_pipeline.settings import load_settings
+    from billing_pipeline.usage.flush import open_flow
+
+    settings = load_settings()
+    with open_flow(settings, ready_database(settings), holder=own_name()) as flow:
+        yield flow
+
+
+def _why_off(settings: Settings) -> str:
+    if settings.enable_billing is False:
+        return "ENABLE_BILLING is false"
+    if settings.enable_billing is None and not settings.uses_simulator:
+        return "a Stripe key is set, and ENABLE_BILLING is not true"
+    return "BILLING_MODE is off"
+
+
+def _print_flush(report: FlushReport) -> None:
+    if report.contract is not None:
+        faults = ", ".join(f"{fault.reason} {fault.count:,}" for fault in report.contract.faults) or "none"
+        typer.echo(f"Contract:  {report.contract.rows_read:,} rows read, faults: {faults}")
+    typer.echo(
+        f"Windows:   {report.aggregation.windows_computed:,} computed ({report.aggregation.scope}), "
+        f"{report.aggregation.windows_changed:,} changed"
+    )
+    typer.echo(
+        f"Entries:   {report.cut.entries:,} cut (+{report.cut.units_added:,} -{report.cut.units_taken_back:,} units), "
+        f"{report.cut.windows_held:,} windows held"
+    )
+    typer.echo(
+        f"Stripe:    {report.submit.attempts:,} sent, {report.submit.accepted:,} accepted, "
+        f"{report.submit.duplicates:,} duplicate, {report.submit.rejected:,} rejected, "
+        f"{report.submit.unknown:,} unknown, {report.submit.not_executed:,} not executed"
+    )
+    typer.echo(
+        f"Proof:     {report.confirm.confirmed:,} confirmed by Stripe's summaries, {report.confirm.waiting:,} waiting"
+    )

@@ -6,7 +6,7 @@ Ours is spoken to through psycopg 3 and libpq's URLs, Dagster's through psycopg 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from sqlalchemy import URL
 
 from billing_pipeline.database import embedded
-from billing_pipeline.database.connection import connect
+from billing_pipeline.database.connection import connect, require_well_formed
 from billing_pipeline.errors import SettingsError, UserError
 from billing_pipeline.settings import Settings
 
@@ -56,7 +56,8 @@ def sibling(libpq_url: str, suffix: str, *, setting: str) -> str:
 
 def with_database(libpq_url: str, name: str) -> str:
     """The same URL for another database of the server."""
-    return urlunsplit(urlsplit(libpq_url)._replace(path=f"/{quote(name)}"))
+    # Every option as libpq reads it: a bare # in the password would end the address for any other parser.
+    return f"postgresql:///?{urlencode(_options(libpq_url) | {'dbname': name}, quote_via=quote)}"
 
 
 def _libpq_url(setting: str, value: SecretStr) -> str:
@@ -64,24 +65,8 @@ def _libpq_url(setting: str, value: SecretStr) -> str:
     if not _SCHEME.match(url):
         raise SettingsError(f"{setting} must begin with postgresql://; see .env.example.")
     url = _SCHEME.sub("postgresql://", url)
-    if not _is_well_formed(url):
-        # Nothing of it is quoted, and the driver is not asked: with a bare @ or / in the password, what it and we
-        # would show as host or database is a part of the password.
-        raise SettingsError(
-            f"{setting} is not a URL like postgresql://user:password@host:5432/database; "
-            "characters such as @ / # % in the password are written %40 %2F %23 %25."
-        )
+    require_well_formed(url, name=setting)
     return url
-
-
-def _is_well_formed(url: str) -> bool:
-    try:
-        options = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        return False
-    ports = str(options.get("port") or "").split(",")
-    places = f"{options.get('host') or ''} {options.get('dbname') or ''}"
-    return "@" not in places and all(port.isdigit() or not port for port in ports)
 
 
 def _options(libpq_url: str) -> dict[str, str]:

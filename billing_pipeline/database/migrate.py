@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from billing_pipeline.database import connection as database_connection
 from billing_pipeline.database.tables import SCHEMA, source_metadata
@@ -106,7 +106,7 @@ def _connect(database_url: str) -> Iterator[Connection]:
         try:
             with engine.connect() as connection:
                 yield connection
-        except OperationalError as exc:
+        except DBAPIError as exc:
             raise (exc.orig or exc) from exc  # unwrapped, for our connect to tell
 
 

@@ -31,7 +31,7 @@ from sqlalchemy import (
     event,
     text,
 )
-from sqlalchemy.dialects.postgresql import ENUM, JSONB, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, ENUM, JSONB, TSTZRANGE, ExcludeConstraint
 from sqlalchemy.schema import CreateSchema
 
 SCHEMA = "billing_pipeline"
@@ -96,6 +96,8 @@ ledger_identity = Table(
     Column("stripe_account", Text, nullable=False, comment="the account this ledger states usage to"),
     Column("livemode", Boolean, nullable=False),
     Column("epoch", Integer, nullable=False, server_default=text("0"), comment="raised by recovery only"),
+    Column("database_system_id", Text, comment="pg_control_system(); null where the server hides it"),
+    Column("database_timeline", Text, comment="changes when a backup is restored or a standby promoted"),
     Column("frozen_reason", Text, comment="not null: nothing is sent until a person releases it"),
     Column("frozen_at", Instant),
     Column("bound_at", Instant, nullable=False, server_default=DATABASE_NOW),
@@ -168,6 +170,27 @@ aggregations = Table(
     CheckConstraint("scope IN ('touched', 'full')", name="scope"),
 )
 
+meter_versions = Table(
+    "meter_versions",
+    metadata,
+    Column("meter", Text, primary_key=True),
+    Column("version", Text, nullable=False, comment="hash of the definition in this row"),
+    Column("event_types", ARRAY(Text), nullable=False),
+    Column("aggregation", Text, nullable=False),
+    Column("event_name", Text, nullable=False, comment="Stripe's meter event name"),
+    Column("unit_scale", Numeric, nullable=False, comment="Stripe units per unit of quantity"),
+    Column("valid_from", Instant, primary_key=True, comment="a full UTC hour"),
+    Column("valid_until", Instant, comment="a full UTC hour; null: the catalogue still says so"),
+    CheckConstraint("valid_from < valid_until", name="span"),
+    # Each hour is counted by one definition of a meter, for ever.
+    ExcludeConstraint(
+        (text(f"{SCHEMA}.text_range(meter, meter, '[]')"), "&&"),
+        (text("tstzrange(valid_from, valid_until)"), "&&"),
+        using="gist",
+        name="meter_versions_one_at_a_time",
+    ),
+)
+
 usage_windows = Table(
     "usage_windows",
     metadata,
@@ -175,14 +198,25 @@ usage_windows = Table(
     Column("organization_id", Text, nullable=False),
     Column("stripe_customer_id", Text, comment="null: unmapped; owed, never sent"),
     Column("meter", Text, nullable=False),
+    Column(
+        "meter_version", Text, nullable=False, comment="the definition that counted it; empty: adopted, not counted"
+    ),
+    Column("event_name", Text, nullable=False, comment="Stripe's meter event name in this window's hour"),
     Column("starts_at", Instant, nullable=False),
     Column("ends_at", Instant, nullable=False),
     Column("target", Numeric, nullable=False, comment="what the source says now, in whole Stripe units"),
-    Column("quantity", Numeric, nullable=False, comment="the same before the unit scale, exact"),
+    Column(
+        "carried",
+        Numeric,
+        nullable=False,
+        server_default=text("0"),
+        comment="the part of target that makes up for fractions of its customer, meter and month",
+    ),
+    Column("units", Numeric, nullable=False, server_default=text("0"), comment="quantity times unit scale, exact"),
+    Column("quantity", Numeric, nullable=False, comment="before the unit scale, exact"),
     Column("event_count", BigInteger, nullable=False),
     Column("last_recorded_at", Instant, comment="with count and quantity: the digest of the rows"),
     Column("contract_version", Text, nullable=False),
-    Column("catalogue_version", Text, nullable=False),
     Column("cutoff_at", Instant, nullable=False, comment="clock of the snapshot the target was read in"),
     Column(
         "cut_due",
@@ -217,6 +251,14 @@ usage_windows = Table(
         postgresql_where=text("cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL"),
     ),
     Index("usage_windows_starts_at_idx", "starts_at"),
+    # Only these can leave a rest to carry; of integer meters there are none.
+    Index(
+        "usage_windows_fractions_idx",
+        "starts_at",
+        postgresql_where=text("units <> trunc(units) OR carried <> 0"),
+    ),
+    # What is not settled stays in sight however old it is.
+    Index("usage_windows_not_settled_idx", "starts_at", postgresql_where=text("cut_due OR hold_reason IS NOT NULL")),
 )
 
 ledger_entries = Table(
@@ -240,15 +282,13 @@ ledger_entries = Table(
     Column("hold_reason", Text, comment="not null: a person must release it before it is sent"),
     Column("created_at", Instant, nullable=False, server_default=DATABASE_NOW),
     UniqueConstraint("window_id", "sequence"),
-    # Not per window: Stripe sums a customer's minute, whichever of our windows an entry came from.
-    UniqueConstraint("stripe_customer_id", "event_name", "slot_at", name="ledger_entries_slot_key"),
     UniqueConstraint("identifier"),
     CheckConstraint(f"sequence BETWEEN 0 AND {SLOTS_PER_WINDOW - 1}", name="sequence"),
     CheckConstraint("value <> 0 AND abs(value) < 1000000000000000", name="value"),
     CheckConstraint("length(identifier) <= 100", name="identifier"),
     CheckConstraint("date_trunc('minute', slot_at) = slot_at", name="slot_at"),
     CheckConstraint(
-        "state IN ('pending', 'adopted') OR first_attempt_at IS NOT NULL OR hold_reason IS NOT NULL",
+        "state IN ('pending', 'adopted', 'replaced') OR first_attempt_at IS NOT NULL OR hold_reason IS NOT NULL",
         name="attempted_before_outcome",
     ),
     # One delta at a time: the next is computed only when the outcome of the last is known.
@@ -263,7 +303,30 @@ ledger_entries = Table(
         "next_attempt_at",
         postgresql_where=text("state IN ('pending', 'ambiguous') AND hold_reason IS NULL"),
     ),
-    Index("ledger_entries_unconfirmed_idx", "slot_at", postgresql_where=text("state = 'accepted'")),
+    # Not per window: Stripe sums a customer's minute, whichever of our windows an entry came from.
+    # Recovery puts what Stripe shows where a replaced entry was.
+    Index(
+        "ledger_entries_slot_key",
+        "stripe_customer_id",
+        "event_name",
+        "slot_at",
+        unique=True,
+        postgresql_where=text("state <> 'replaced'"),
+    ),
+    Index(
+        "ledger_entries_unsettled_idx",
+        "stripe_customer_id",
+        "event_name",
+        "slot_at",
+        postgresql_where=text("state IN ('ambiguous', 'accepted')"),
+    ),
+    # Reconciliation reads the hours of its span, and whatever is not settled before them.
+    Index("ledger_entries_slot_at_idx", "slot_at"),
+    Index(
+        "ledger_entries_not_settled_idx",
+        "window_id",
+        postgresql_where=text("state IN ('pending', 'ambiguous', 'accepted') OR hold_reason IS NOT NULL"),
+    ),
 )
 
 attempts = Table(
@@ -295,14 +358,20 @@ evidence = Table(
     Column("entry_id", BigInteger, ForeignKey(ledger_entries.c.entry_id), nullable=False),
     Column("kind", Text, nullable=False),
     Column("observed", BigInteger, comment="units that Stripe shows for the entry"),
-    Column("granularity", Text, nullable=False, comment="hour: the whole hour agreed; minute: its own slot"),
+    Column(
+        "granularity",
+        Text,
+        nullable=False,
+        comment="hour: the whole hour agreed; minute: its own slot; report: Stripe named it",
+    ),
+    Column("canary_sent_at", Instant, comment="absence: the visible canary that Stripe got later than this entry"),
     Column("observed_at", Instant, nullable=False, server_default=DATABASE_NOW),
     Index("evidence_entry_id_idx", "entry_id"),
     CheckConstraint(
         "kind IN ('summary_present', 'summary_absent', 'error_report', 'adoption')",
         name="kind",
     ),
-    CheckConstraint("granularity IN ('hour', 'minute')", name="granularity"),
+    CheckConstraint("granularity IN ('hour', 'minute', 'report')", name="granularity"),
 )
 
 meter_summaries = Table(
@@ -315,14 +384,72 @@ meter_summaries = Table(
     Column("observed_at", Instant, nullable=False),
 )
 
-flushes = Table(
-    "flushes",
+canaries = Table(
+    "canaries",
     metadata,
-    Column("flush_id", Uuid, primary_key=True),
-    Column("started_at", Instant, nullable=False, server_default=DATABASE_NOW),
-    Column("finished_at", Instant),
-    Column("outcome", Text, comment="null: still running, or it died"),
-    Column("counts", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("canary_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("event_name", Text, nullable=False),
+    Column("stripe_customer_id", Text, nullable=False, comment="has no subscription, so it is never priced"),
+    Column("slot_at", Instant, nullable=False),
+    Column("identifier", Text, nullable=False),
+    Column("started_at", Instant, nullable=False, comment="committed before the request leaves, like an attempt"),
+    Column("outcome", Text, comment="null: not known"),
+    Column("seen_at", Instant, comment="when a summary first showed it: everything sent before it is settled"),
+    UniqueConstraint("identifier"),
+    UniqueConstraint("event_name", "slot_at"),
+    CheckConstraint("outcome IN ('ok', 'duplicate', 'not_executed', 'rejected', 'unknown')", name="outcome"),
+    Index("canaries_unseen_idx", "event_name", "started_at", postgresql_where=text("seen_at IS NULL")),
+)
+
+flush_leases = Table(
+    "flush_leases",
+    metadata,
+    Column("lock_key", Text, primary_key=True),
+    Column("holder", Text, nullable=False, comment="a Dagster run id, or the command's own"),
+    Column("fence", BigInteger, nullable=False, comment="rises with every new holder"),
+    Column("expires_at", Instant, nullable=False),
+)
+
+billing_periods = Table(
+    "billing_periods",
+    metadata,
+    Column("period_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("stripe_customer_id", Text, nullable=False),
+    Column("event_name", Text, nullable=False),
+    Column("during", TSTZRANGE, nullable=False, comment="half-open, UTC; as Stripe's subscription item has it"),
+    Column("subscription_item_id", Text, nullable=False),
+    Column("synced_at", Instant, nullable=False),
+    CheckConstraint("NOT isempty(during)", name="during"),
+    ExcludeConstraint(
+        (text("billing_pipeline.text_range(stripe_customer_id, stripe_customer_id, '[]')"), "&&"),
+        (text("billing_pipeline.text_range(event_name, event_name, '[]')"), "&&"),
+        ("during", "&&"),
+        using="gist",
+        name="billing_periods_one_at_a_time",
+    ),
+)
+
+error_reports = Table(
+    "error_reports",
+    metadata,
+    Column("stripe_event_id", Text, primary_key=True),
+    Column("created_at", Instant, nullable=False, comment="Stripe's"),
+    Column("rejected", Integer, nullable=False, comment="errors Stripe counted; its samples may name fewer"),
+    Column("named", Integer, nullable=False, comment="entries of ours it named"),
+    Column("codes", JSONB, nullable=False),
+    Column("applied_at", Instant, nullable=False),
+)
+
+ledger_operations = Table(
+    "ledger_operations",
+    metadata,
+    Column("operation_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("action", Text, nullable=False),
+    Column("actor", Text, nullable=False, comment="who did it; the pipeline itself for a freeze"),
+    Column("reason", Text, nullable=False),
+    Column("details", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("done_at", Instant, nullable=False),
+    CheckConstraint("action IN ('freeze', 'adopt', 'release', 'release_hold')", name="action"),
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -25,7 +26,7 @@ class Aggregation(StrEnum):
     """How the events of a window become its quantity."""
 
     SUM = "sum"  # of quantity
-    COUNT = "count"  # of events; quantity is ignored
+    COUNT = "count"  # of events; a quantity may be missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ class Catalogue:
         """Event types that are metered or deliberately ignored; any other is quarantined."""
         return frozenset(self.ignored_event_types).union(*(meter.event_types for meter in self.meters))
 
+    @property
+    def summed_event_types(self) -> frozenset[str]:
+        """Event types of which some meter sums the quantity; events of any other need none."""
+        summing = [meter for meter in self.meters if meter.aggregation is Aggregation.SUM]
+        return frozenset().union(*(meter.event_types for meter in summing))
+
 
 def parse_catalogue(text: str, *, origin: str) -> Catalogue:
     """Read a catalogue from TOML; `origin` names the file in messages.  Raises `CatalogueError` with all faults."""
@@ -72,7 +79,7 @@ def parse_catalogue(text: str, *, origin: str) -> Catalogue:
         faults.append("ignored_event_types must be a list of texts")
         ignored = []
     known = [meter for meter in meters if meter is not None]
-    faults += _clashes(known, ignored)
+    faults += _repeats("ignored_event_types", ignored) + _clashes(known, ignored)
     if faults:
         raise CatalogueError(f"{origin} has {len(faults)} fault(s): " + "; ".join(faults) + ".")
     version = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -91,6 +98,8 @@ def _meter(name: str, entry: Any, faults: list[str]) -> Meter | None:
     event_types = entry.get("event_types")
     if not _is_text_list(event_types) or not event_types:
         faults.append(f"{where}: event_types must be a list of at least one text")
+    else:
+        faults += _repeats(f"{where}: event_types", event_types)
     aggregation = entry.get("aggregation")
     if aggregation not in list(Aggregation):
         faults.append(f"{where}: aggregation must be one of {', '.join(Aggregation)}, not {aggregation!r}")
@@ -107,6 +116,12 @@ def _meter(name: str, entry: Any, faults: list[str]) -> Meter | None:
     if len(faults) > found:
         return None
     return Meter(name, tuple(event_types or ()), Aggregation(str(aggregation)), event_name, Decimal(str(scale)))
+
+
+def _repeats(where: str, event_types: list[str]) -> list[str]:
+    # A type listed twice would count each of its events twice.
+    repeated = sorted(kind for kind, times in Counter(event_types).items() if times > 1)
+    return [f"{where} lists {kind!r} more than once" for kind in repeated]
 
 
 def _clashes(meters: list[Meter], ignored: list[str]) -> list[str]:

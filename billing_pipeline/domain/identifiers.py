@@ -52,6 +52,12 @@ def idempotency_key(identifier: str, fence: int) -> str:
     return f"{identifier}_a{fence}"
 
 
+def identifier_of_key(idempotency_key: str) -> str | None:
+    """The identifier inside one of our idempotency keys, or None for any other text."""
+    identifier, separator, fence = idempotency_key.rpartition("_a")
+    return identifier if separator and fence.isdigit() else None
+
+
 def _digest(parts: tuple[str, ...]) -> str:
     # Lengths in front keep ("ab", "c") apart from ("a", "bc").
     text = "".join(f"{len(part)}:{part}" for part in parts)

@@ -6,8 +6,9 @@ Used by commands; assets never launch anything.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from dagster import DagsterRunStatus
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 
 from billing_pipeline.errors import BillingError, Unavailable
@@ -33,6 +34,21 @@ def wait_for_run(run_id: str, *, port: int, seconds_max: int) -> None:
             time.sleep(POLL_SECONDS)
     if status is not DagsterRunStatus.SUCCESS:
         raise BillingError(f"Run {run_id} ended as {status.value}; its page in the UI names the step and the reason.")
+
+
+def cancel_unfinished(home: Path, tags: dict[str, str]) -> int:
+    """Mark every unfinished run with these tags as canceled; returns how many.
+
+    For the time when no Dagster runs on `home`: nothing is stopped here, and a daemon would start what is queued.
+    """
+    unfinished = [status for status in DagsterRunStatus if status not in FINISHED]
+    with DagsterInstance.from_config(str(home)) as instance:
+        runs = instance.get_runs(RunsFilter(tags=tags, statuses=unfinished))
+        for run in runs:
+            instance.report_run_canceled(run, "The command that launched this run was interrupted.")
+            # Otherwise the pool's slot is freed a minute after the daemon starts, and the next run waits for it.
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return len(runs)
 
 
 @contextmanager

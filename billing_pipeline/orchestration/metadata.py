@@ -3,60 +3,104 @@
 Used by assets and checks; nothing here reads the database.
 """
 
-from dataclasses import asdict
+from collections.abc import Iterable
 from decimal import Decimal
 
 import dagster as dg
 
+from billing_pipeline.reconciliation.invariants import Violation
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
-from billing_pipeline.usage.contract import ContractReport
+from billing_pipeline.usage.contract import Fault
 
 ROWS_MAX = 100
 """A metadata table is stored in Dagster's event log and loaded whole by the UI."""
 
+CELL_MAX = 120
+"""Characters of a cell: the UI does not wrap a table, and one long sample would push the rest off the page."""
 
-def fault_table(report: ContractReport) -> dg.TableMetadataValue:
+
+def fault_table(faults: Iterable[Fault]) -> dg.TableMetadataValue:
     """Each fault with its count and a few of its rows."""
-    columns = [
-        dg.TableColumn("reason", "string"),
-        dg.TableColumn("severity", "string"),
-        dg.TableColumn("count", "int"),
-        dg.TableColumn("samples", "string"),
-    ]
     records = [
         dg.TableRecord(
             {
                 "reason": fault.reason,
                 "severity": str(fault.severity),
                 "count": fault.count,
-                "samples": ", ".join(fault.samples),
+                "samples": _shortened(", ".join(fault.samples)),
             }
         )
-        for fault in report.faults
+        for fault in faults
     ]
-    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+    return _table(records, reason="string", severity="string", count="int", samples="string")
+
+
+def quarantine_table(waiting: Iterable[Fault]) -> dg.TableMetadataValue:
+    """What waits in quarantine by reason, whichever run put it there."""
+    records = [
+        dg.TableRecord({"reason": found.reason, "events": found.count, "samples": _shortened(", ".join(found.samples))})
+        for found in waiting
+    ]
+    return _table(records, reason="string", events="int", samples="string")
 
 
 def sides_table(report: ReconciliationReport) -> dg.TableMetadataValue:
-    """Source, ledger and Stripe side by side, those with differences first."""
-    differing = {(difference.organization_id, difference.meter) for difference in report.differences}
+    """Source, ledger and Stripe side by side, those with differences first; only columns that fit a page."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for found in report.differences:
+        reasons.setdefault((found.organization_id, found.meter), []).append(f"{found.kind} {_units(found.units)}")
     sides = sorted(
-        report.sides, key=lambda s: ((s.organization_id, s.meter) not in differing, s.organization_id, s.meter)
+        report.sides, key=lambda s: ((s.organization_id, s.meter) not in reasons, s.organization_id, s.meter)
     )
     records = [
         dg.TableRecord(
-            {name: int(value) if isinstance(value, Decimal) else value for name, value in asdict(side).items()}
+            {
+                "organization": side.organization_id,
+                "meter": side.meter,
+                "source": _units(side.source_units),
+                "ledger": _units(side.stated),
+                "stripe": _units(side.observed),
+                "differs": ", ".join(reasons.get((side.organization_id, side.meter), [])),
+            }
         )
         for side in sides[:ROWS_MAX]
     ]
-    texts = {"organization_id", "meter"}
-    names = list(records[0].data) if records else []
-    columns = [dg.TableColumn(name, "string" if name in texts else "int") for name in names]
-    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+    return _table(
+        records,
+        organization="string",
+        meter="string",
+        source="string",
+        ledger="string",
+        stripe="string",
+        differs="string",
+    )
 
 
 def difference_text(report: ReconciliationReport) -> dg.MarkdownMetadataValue:
     """One line per difference, faults first."""
     ordered = sorted(report.differences, key=lambda difference: not difference.is_fault)
-    lines = [f"- {d.organization_id} · {d.meter}: {d.units} units {d.kind}" for d in ordered[:ROWS_MAX]]
+    lines = [f"- {d.organization_id} · {d.meter}: {_units(d.units)} units {d.kind}" for d in ordered[:ROWS_MAX]]
     return dg.MetadataValue.md("\n".join(lines) or "no differences")
+
+
+def violation_table(violations: list[Violation]) -> dg.TableMetadataValue:
+    """Which invariant, which offender, and what is wrong with it."""
+    records = [
+        dg.TableRecord({"invariant": found.invariant, "offender": found.offender, "detail": _shortened(found.detail)})
+        for found in violations[:ROWS_MAX]
+    ]
+    return _table(records, invariant="string", offender="string", detail="string")
+
+
+def _table(records: list[dg.TableRecord], **types: str) -> dg.TableMetadataValue:
+    columns = [dg.TableColumn(name, column_type) for name, column_type in types.items()]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def _units(units: Decimal) -> str:
+    # As text, because a number of more than 2^53 or with a fraction would lose digits in a browser.
+    return f"{int(units):,}" if units == int(units) else f"{units.normalize():,f}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= CELL_MAX else f"{text[:CELL_MAX]}…"

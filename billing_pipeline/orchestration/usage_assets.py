@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from billing_pipeline.orchestration.metadata import fault_table, sides_table
+from billing_pipeline.orchestration.metadata import fault_table, quarantine_table, sides_table
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport, reconcile
 from billing_pipeline.usage.aggregate import AggregationReport
 from billing_pipeline.usage.confirm import ConfirmReport
-from billing_pipeline.usage.contract import ContractReport
+from billing_pipeline.usage.contract import ContractReport, Fault, rows_in_quarantine
 from billing_pipeline.usage.cut import CutReport
 from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
@@ -50,15 +50,21 @@ def billable_events(context: dg.AssetExecutionContext, billing: BillingResource)
     Bad rows wait in quarantine with a reason; good rows go on.
     """
 
-    def describe(report: ContractReport) -> dict[str, Any]:
+    def stage(flow: UsageFlow) -> tuple[ContractReport, list[Fault]]:
+        return flow.validate_contract(), rows_in_quarantine(flow.connection)
+
+    def describe(found: tuple[ContractReport, list[Fault]]) -> dict[str, Any]:
+        report, waiting = found
+        # Not Dagster's row count, which would claim to be the size of the table.
         return {
-            "dagster/row_count": report.rows_read,
-            "quarantined": report.quarantined,
+            "rows_validated": report.rows_read,
             "cutoff_at": dg.MetadataValue.timestamp(report.cutoff_at),
-            "faults": fault_table(report),
+            "faults": fault_table(report.faults),
+            "in_quarantine": sum(fault.count for fault in waiting),
+            "quarantine": quarantine_table(waiting),
         }
 
-    return run_stage(context, billing, UsageFlow.validate_contract, describe)
+    return run_stage(context, billing, stage, describe)
 
 
 @dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[billable_events])
@@ -70,7 +76,7 @@ def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -
 
     def describe(report: AggregationReport) -> dict[str, Any]:
         return {
-            "dagster/row_count": report.windows_computed,
+            "windows_computed": report.windows_computed,
             "windows_changed": report.windows_changed,
             "scope": str(report.scope),
             "cutoff_at": dg.MetadataValue.timestamp(report.cutoff_at),
@@ -84,7 +90,7 @@ def ledger_entries(context: dg.AssetExecutionContext, billing: BillingResource) 
     """Immutable amounts stated to Stripe: for each closed window, target minus what was stated before."""
 
     def describe(report: CutReport) -> dict[str, Any]:
-        return {"dagster/row_count": report.entries} | asdict(report)
+        return asdict(report)
 
     return run_stage(context, billing, UsageFlow.cut, describe)
 
@@ -106,7 +112,11 @@ def meter_event_confirmations(context: dg.AssetExecutionContext, billing: Billin
     def describe(report: ConfirmReport) -> dict[str, Any]:
         return asdict(report)
 
-    return run_stage(context, billing, UsageFlow.confirm, describe)
+    def stage(flow: UsageFlow) -> ConfirmReport:
+        flow.apply_error_reports()
+        return flow.confirm()
+
+    return run_stage(context, billing, stage, describe)
 
 
 @dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[meter_event_confirmations])
@@ -114,11 +124,11 @@ def usage_reconciliation(context: dg.AssetExecutionContext, billing: BillingReso
     """Source, ledger and Stripe side by side for every organization and meter, with each difference named."""
 
     def stage(flow: UsageFlow) -> ReconciliationReport:
-        return reconcile(flow.connection, settings=flow.settings, catalogue=flow.catalogue, now=flow.clock())
+        return reconcile(flow.connection, settings=flow.settings, now=flow.clock())
 
     def describe(report: ReconciliationReport) -> dict[str, Any]:
         return {
-            "dagster/row_count": len(report.sides),
+            "compared": len(report.sides),
             "unexplained": len(report.faults),
             "sides": sides_table(report),
         }

@@ -15,8 +15,8 @@ from psycopg import Connection
 from psycopg.sql import Composable, Literal
 
 from billing_pipeline.database import queries
-from billing_pipeline.domain.catalogue import Catalogue
-from billing_pipeline.domain.windows import hour_of
+from billing_pipeline.domain.reach import reach_end, reach_start
+from billing_pipeline.domain.windows import HOUR
 from billing_pipeline.settings import Settings
 
 LEDGER_INVARIANTS = (
@@ -58,7 +58,6 @@ def violations(
     connection: Connection[Any],
     *,
     settings: Settings,
-    catalogue: Catalogue,
     mark: int,
     now: datetime,
     invariants: tuple[str, ...] = LEDGER_INVARIANTS,
@@ -70,26 +69,23 @@ def violations(
         Violation(invariant, row.offender, row.detail)
         for invariant in invariants
         for row in queries.fetch(
-            connection, invariant, Offender, params, parts=_parts(connection, invariant, settings, catalogue, now)
+            connection, invariant, Offender, params, parts=_parts(connection, invariant, settings, now)
         )
     ]
 
 
 def _parts(
-    connection: Connection[Any], invariant: str, settings: Settings, catalogue: Catalogue, now: datetime
+    connection: Connection[Any], invariant: str, settings: Settings, now: datetime
 ) -> dict[str, Composable] | None:
     if invariant != "v13_completeness":
         return None
-    rows = [(meter.name, event_type) for meter in catalogue.meters for event_type in meter.event_types]
     overlap = timedelta(seconds=settings.billing_cutoff_overlap_seconds)
-    lookback = timedelta(days=settings.stripe_billing_contract_lookback_days)
     last = queries.fetch_dicts(connection, "latest_aggregation")[0]["cutoff_at"]
     return {
         "source": queries.relation(settings.billing_source_relation),
-        # The oldest hour may have left the lookback since it was counted.
-        "lookback_start": Literal(hour_of(now - lookback) + timedelta(hours=1)),
+        # The oldest hour may have left the reach since it was counted.
+        "reach_start": Literal(reach_start(now) + HOUR),
+        "reach_end": Literal(reach_end(last or now)),
         # Rows recorded since the last aggregation, or about then, are not counted yet.
         "counted_before": Literal((last or now) - overlap),
-        "meters": Literal([name for name, _ in rows]),
-        "event_types": Literal([event_type for _, event_type in rows]),
     }

@@ -5,17 +5,19 @@ The last asset of a flush, and what a person looks at first when a number on an 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from psycopg import Connection
+from psycopg import Connection, IsolationLevel
 from psycopg.sql import Literal
 
 from billing_pipeline.database import queries
-from billing_pipeline.domain.catalogue import Catalogue
-from billing_pipeline.domain.differences import Difference, Sides, differences
-from billing_pipeline.domain.windows import hour_of
+from billing_pipeline.domain.differences import Difference, HourShown, Sides, differences, with_hours
+from billing_pipeline.domain.reach import month_of, reach_end, reach_start
 from billing_pipeline.settings import Settings
 
 
@@ -32,26 +34,42 @@ class ReconciliationReport:
         return tuple(difference for difference in self.differences if difference.is_fault)
 
 
-def reconcile(
-    connection: Connection[Any], *, settings: Settings, catalogue: Catalogue, now: datetime
-) -> ReconciliationReport:
-    """Compare source, ledger and Stripe's last shown summaries over the lookback."""
-    lookback = timedelta(days=settings.stripe_billing_contract_lookback_days)
+def reconcile(connection: Connection[Any], *, settings: Settings, now: datetime) -> ReconciliationReport:
+    """Compare source, ledger and Stripe's last shown summaries, over the hours in reach and all that is not settled.
+
+    What counts in which hour is what aggregation recorded; before the first one there is nothing to compare.
+    """
     grace = timedelta(seconds=settings.billing_window_grace_seconds)
-    rows = [(meter, event_type) for meter in catalogue.meters for event_type in meter.event_types]
-    sides = queries.fetch(
-        connection,
-        "reconcile_usage",
-        Sides,
-        parts={
-            "source": queries.relation(settings.billing_source_relation),
-            "lookback_start": Literal(hour_of(now - lookback)),
-            "closed_before": Literal(now - grace),
-            "meters": Literal([meter.name for meter, _ in rows]),
-            "event_types": Literal([event_type for _, event_type in rows]),
-            "aggregations": Literal([str(meter.aggregation) for meter, _ in rows]),
-            "unit_scales": Literal([meter.unit_scale for meter, _ in rows]),
-            "event_names": Literal([meter.event_name for meter, _ in rows]),
-        },
-    )
-    return ReconciliationReport(tuple(sides), tuple(found for side in sides for found in differences(side)))
+    parts = {
+        "source": queries.relation(settings.billing_source_relation),
+        "month_start": Literal(month_of(reach_start(now))),
+        "reach_start": Literal(reach_start(now)),
+        "reach_end": Literal(reach_end(now)),
+        "closed_before": Literal(now - grace),
+    }
+    with _one_snapshot(connection):
+        ledger = queries.fetch(connection, "reconcile_usage", Sides, parts=parts)
+        hours = queries.fetch(connection, "differing_hours", HourShown, parts=parts)
+    sides = tuple(_with_hours(ledger, hours))
+    return ReconciliationReport(sides, tuple(found for side in sides for found in differences(side)))
+
+
+@contextmanager
+def _one_snapshot(connection: Connection[Any]) -> Iterator[None]:
+    connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    try:
+        with connection.transaction():
+            queries.execute(connection, "use_working_memory")
+            yield
+    finally:
+        connection.isolation_level = None
+
+
+def _with_hours(ledger: Iterable[Sides], hours: Iterable[HourShown]) -> Iterator[Sides]:
+    sides = {(side.organization_id, side.meter): side for side in ledger}
+    shown: dict[tuple[str, str], list[HourShown]] = defaultdict(list)
+    for hour in hours:
+        shown[(hour.organization_id, hour.meter)].append(hour)
+    for key in sorted(sides.keys() | shown.keys()):
+        # Stripe may show usage that the ledger knows nothing of.
+        yield with_hours(sides.get(key) or Sides(*key), shown[key])

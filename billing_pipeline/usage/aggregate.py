@@ -1,7 +1,8 @@
 """Stage 2: turn billable events into usage windows, each with the target the source says it is worth now.
 
 Late, changed and deleted rows are not special: a touched hour is recomputed whole, and a target that differs from
-what was stated is all the cutter needs to know.  Reads the source, writes `usage_windows` and `aggregations`.
+what was stated is all the cutter needs to know.  Reads the source, writes `usage_windows`, `meter_versions` and
+`aggregations`.
 """
 
 from __future__ import annotations
@@ -13,34 +14,37 @@ from enum import StrEnum
 from typing import Any
 
 from psycopg import Connection, IsolationLevel
-from psycopg.errors import SerializationFailure
+from psycopg.errors import DeadlockDetected, SerializationFailure
 from psycopg.sql import Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.domain.catalogue import Catalogue
-from billing_pipeline.domain.windows import hour_of
+from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.errors import DatabaseUnavailable
 from billing_pipeline.usage.contract import CONTRACT_VERSION
+from billing_pipeline.usage.meter_versions import keep_meter_versions
 
 FULL_EVERY = timedelta(hours=24)
-SERIALIZATION_TRIES_MAX = 5
+TRIES_MAX = 5
 
 
 class Scope(StrEnum):
     """How much is recomputed."""
 
     TOUCHED = "touched"  # hours with rows recorded since the last cutoff, minus the overlap
-    FULL = "full"  # every hour of the lookback
+    FULL = "full"  # every hour that Stripe still takes usage of
 
 
 @dataclass(frozen=True, slots=True)
 class AggregationReport:
-    """What one aggregation did."""
+    """What one aggregation did; `meters_changed` definitions take effect with the next full hour."""
 
     scope: Scope
     cutoff_at: datetime
     windows_computed: int
     windows_changed: int
+    windows_carried: int
+    meters_changed: int
 
 
 def aggregate(
@@ -48,24 +52,24 @@ def aggregate(
     *,
     source: str,
     catalogue: Catalogue,
-    lookback: timedelta,
+    start_at: datetime | None,
     overlap: timedelta,
     clock: Callable[[], datetime],
     scope: Scope | None = None,
 ) -> AggregationReport:
     """Recompute the windows of `scope`; None picks FULL once a day and TOUCHED otherwise.
 
+    `start_at` is the first hour that is billed at all, asked when a ledger begins; None is everything Stripe takes.
     `overlap` reaches back behind the last cutoff for transactions that commit late.
     Raises `DatabaseUnavailable` when concurrent writers keep it from finishing.
     """
-    for _ in range(SERIALIZATION_TRIES_MAX):
+    for _ in range(TRIES_MAX):
         try:
-            return _aggregate_once(connection, source, catalogue, lookback, overlap, clock(), scope)
-        except SerializationFailure:
+            return _aggregate_once(connection, source, catalogue, start_at, overlap, clock, scope)
+        except (SerializationFailure, DeadlockDetected):
             continue
     raise DatabaseUnavailable(
-        f"Aggregation met concurrent changes {SERIALIZATION_TRIES_MAX} times in a row; nothing was changed. "
-        "Run it again."
+        f"Aggregation met concurrent changes {TRIES_MAX} times in a row; nothing was changed. Run it again."
     )
 
 
@@ -75,36 +79,32 @@ def recorded_since(connection: Connection[Any], overlap: timedelta) -> datetime 
     return cutoff_at - overlap if cutoff_at else None
 
 
+def next_scope(connection: Connection[Any], now: datetime) -> Scope:
+    """What an aggregation at `now` picks when it is not told: FULL once a day, TOUCHED otherwise."""
+    full_cutoff_at = queries.fetch_dicts(connection, "latest_aggregation")[0]["full_cutoff_at"]
+    return Scope.TOUCHED if full_cutoff_at is not None and now - full_cutoff_at < FULL_EVERY else Scope.FULL
+
+
 def _aggregate_once(
     connection: Connection[Any],
     source: str,
     catalogue: Catalogue,
-    lookback: timedelta,
+    start_at: datetime | None,
     overlap: timedelta,
-    cutoff_at: datetime,
+    clock: Callable[[], datetime],
     scope: Scope | None,
 ) -> AggregationReport:
-    last = queries.fetch_dicts(connection, "latest_aggregation")[0]
-    if scope is None:
-        fresh = last["full_cutoff_at"] is not None and cutoff_at - last["full_cutoff_at"] < FULL_EVERY
-        scope = Scope.TOUCHED if fresh else Scope.FULL
-    span = {
-        "source": queries.relation(source),
-        "since": Literal(recorded_since(connection, overlap) or cutoff_at - lookback),
-        "lookback_start": Literal(hour_of(cutoff_at - lookback)),
-    }
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     try:
         with connection.transaction():
-            queries.execute(connection, _FIND_HOURS[scope], parts=span)
-            queries.execute(connection, "count_windows", parts=span | _meters(catalogue))
-            written = {
-                "cutoff_at": cutoff_at,
-                "contract_version": CONTRACT_VERSION,
-                "catalogue_version": catalogue.version,
-            }
-            changed = queries.execute(connection, "merge_counted_windows", written)
-            changed += queries.execute(connection, "empty_uncounted_windows", written)
+            # Before anything is read: the snapshot begins behind the lock, and the cutoff behind the snapshot.
+            queries.execute(connection, "lock_aggregations")
+            queries.execute(connection, "use_working_memory")
+            cutoff_at = clock()
+            scope = scope or next_scope(connection, cutoff_at)
+            meters_changed = keep_meter_versions(connection, catalogue, start_at=start_at, now=cutoff_at)
+            first_hour_at = _count(connection, source, scope, recorded_since(connection, overlap), cutoff_at)
+            changed, carried = _merge(connection, first_hour_at, cutoff_at)
             computed = queries.fetch_dicts(
                 connection,
                 "record_aggregation",
@@ -112,17 +112,39 @@ def _aggregate_once(
             )[0]["windows_computed"]
     finally:
         connection.isolation_level = None
-    return AggregationReport(scope, cutoff_at, computed, changed)
+    return AggregationReport(scope, cutoff_at, computed, changed, carried, meters_changed)
+
+
+def _count(
+    connection: Connection[Any], source: str, scope: Scope, since: datetime | None, cutoff_at: datetime
+) -> datetime | None:
+    """Fill `touched_hours` and `counted_windows`; returns the first touched hour."""
+    reach = {
+        "source": queries.relation(source),
+        "reach_start": Literal(reach_start(cutoff_at)),
+        "reach_end": Literal(reach_end(cutoff_at)),
+    }
+    queries.execute(connection, _FIND_HOURS[scope], parts=reach | {"since": Literal(since)})
+    queries.execute(connection, "analyze_touched_hours")
+    first_hour_at: datetime | None = queries.fetch_dicts(connection, "first_touched_hour")[0]["first_hour_at"]
+    queries.execute(connection, "read_usage_rows", parts=reach | {"first_hour": Literal(first_hour_at)})
+    queries.execute(connection, "analyze_usage_rows")
+    queries.execute(connection, "count_windows")
+    queries.execute(connection, "analyze_counted_windows")
+    return first_hour_at
+
+
+def _merge(connection: Connection[Any], first_hour_at: datetime | None, cutoff_at: datetime) -> tuple[int, int]:
+    """Bring `usage_windows` to what was counted; returns how many changed and how many carry more or less."""
+    merge = {
+        "contract_version": CONTRACT_VERSION,
+        "cutoff_at": cutoff_at,
+        "first_hour_at": first_hour_at,
+        "reach_start": reach_start(cutoff_at),
+    }
+    changed = queries.execute(connection, "merge_counted_windows", merge)
+    changed += queries.execute(connection, "empty_uncounted_windows", merge)
+    return changed, queries.execute(connection, "carry_fractions", merge)
 
 
 _FIND_HOURS = {Scope.TOUCHED: "find_touched_hours", Scope.FULL: "find_all_hours"}
-
-
-def _meters(catalogue: Catalogue) -> dict[str, Literal]:
-    rows = [(meter, event_type) for meter in catalogue.meters for event_type in meter.event_types]
-    return {
-        "meters": Literal([meter.name for meter, _ in rows]),
-        "event_types": Literal([event_type for _, event_type in rows]),
-        "aggregations": Literal([str(meter.aggregation) for meter, _ in rows]),
-        "unit_scales": Literal([meter.unit_scale for meter, _ in rows]),
-    }

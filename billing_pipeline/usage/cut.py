@@ -16,7 +16,6 @@ from typing import Any
 from psycopg import Connection
 
 from billing_pipeline.database import queries
-from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.entries import Cut, HoldReason, decide_cut
 from billing_pipeline.domain.identifiers import entry_identifier
 from billing_pipeline.usage.gate import Identity
@@ -42,7 +41,7 @@ class WindowFacts:
     window_id: int
     organization_id: str
     stripe_customer_id: str
-    meter: str
+    event_name: str
     starts_at: datetime
     ends_at: datetime
     target: Decimal
@@ -55,14 +54,12 @@ class WindowFacts:
 def cut(
     connection: Connection[Any],
     *,
-    catalogue: Catalogue,
     identity: Identity,
     grace: timedelta,
     past_max: timedelta,
     clock: Callable[[], datetime],
 ) -> CutReport:
     """Cut every window that closed at least `grace` ago, in batches of one transaction each."""
-    event_names = {meter.name: meter.event_name for meter in catalogue.meters}
     now = clock()
     report = CutReport()
     after: tuple[datetime, int] = (_BEGINNING, 0)
@@ -75,22 +72,18 @@ def cut(
                     "closed_before": now - grace,
                     "after_ends_at": after[0],
                     "after_window_id": after[1],
-                    "meters": list(event_names),
                     "limit": BATCH_SIZE,
                 },
             )
             if not due:
                 return report
             after = (due[-1]["ends_at"], due[-1]["window_id"])
-            report = _cut_batch(
-                connection, [row["window_id"] for row in due], event_names, identity, past_max, now, report
-            )
+            report = _cut_batch(connection, [row["window_id"] for row in due], identity, past_max, now, report)
 
 
 def _cut_batch(
     connection: Connection[Any],
     window_ids: list[int],
-    event_names: dict[str, str],
     identity: Identity,
     past_max: timedelta,
     now: datetime,
@@ -100,7 +93,7 @@ def _cut_batch(
         connection,
         "facts_for_cut",
         WindowFacts,
-        {"window_ids": window_ids, "meters": list(event_names), "event_names": list(event_names.values())},
+        {"window_ids": window_ids},
     )
     entries: list[tuple[WindowFacts, Cut]] = []
     held: list[tuple[int, HoldReason]] = []
@@ -110,7 +103,7 @@ def _cut_batch(
         if window.open_or_held:
             continue
         # Two windows of one customer and hour may be in one batch; the minutes of the first are not in `facts`.
-        lane = (window.stripe_customer_id, window.meter)
+        lane = (window.stripe_customer_id, window.event_name)
         used = [slot for slot in taken[lane] if window.starts_at <= slot < window.ends_at]
         if window.last_slot_at is not None:
             used.append(window.last_slot_at)
@@ -131,7 +124,7 @@ def _cut_batch(
         if decision is not None:
             entries.append((window, decision))
             taken[lane].append(decision.slot_at)
-    _insert(connection, entries, event_names, identity, now)
+    _insert(connection, entries, identity, now)
     queries.execute(connection, "settle_windows", {"window_ids": settled})
     queries.execute(
         connection, "hold_windows", {"window_ids": [i for i, _ in held], "reasons": [str(r) for _, r in held]}
@@ -148,7 +141,6 @@ def _cut_batch(
 def _insert(
     connection: Connection[Any],
     entries: list[tuple[WindowFacts, Cut]],
-    event_names: dict[str, str],
     identity: Identity,
     now: datetime,
 ) -> None:
@@ -163,14 +155,14 @@ def _insert(
             "window_ids": [window.window_id for window, _ in entries],
             "sequences": [decision.sequence for _, decision in entries],
             "customers": [window.stripe_customer_id for window, _ in entries],
-            "event_names": [event_names[window.meter] for window, _ in entries],
+            "event_names": [window.event_name for window, _ in entries],
             "values": [decision.value for _, decision in entries],
             "slots": [decision.slot_at for _, decision in entries],
             "identifiers": [
                 entry_identifier(
                     stripe_account=identity.stripe_account,
                     livemode=identity.livemode,
-                    event_name=event_names[window.meter],
+                    event_name=window.event_name,
                     organization_id=window.organization_id,
                     stripe_customer_id=window.stripe_customer_id,
                     starts_at=window.starts_at,

@@ -20,18 +20,21 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.settings import Level, Settings
 from billing_pipeline.stripe_api.catalogue import StripeMeter, canary_customer, read_meters, require_meters
 from billing_pipeline.stripe_api.client import StripeClient, make_client, read_account
+from billing_pipeline.stripe_api.error_reports import error_reports
 from billing_pipeline.stripe_api.meter_events import make_sink
 from billing_pipeline.stripe_api.summaries import StripeSummaries
 from billing_pipeline.usage import gate
-from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate, recorded_since
-from billing_pipeline.usage.canary import lost_canaries
+from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate, next_scope, recorded_since
+from billing_pipeline.usage.canary import look_for_canaries, lost_canaries
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline.usage.confirm import ConfirmReport, confirm
 from billing_pipeline.usage.contract import ContractReport, require_contract, validate_contract
 from billing_pipeline.usage.cut import CutReport, cut
+from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_reports, read_since
 from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
-from billing_pipeline.usage.submit import SubmitContext, SubmitReport, submit
+from billing_pipeline.usage.source_contract import require_countable
+from billing_pipeline.usage.submit import SubmitContext, SubmitReport, send_canaries, submit
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,12 @@ class UsageFlow:
         """Stripe's meters by event name, read once per flow."""
         return read_meters(self.stripe, self.settings)
 
-    def validate_contract(self, *, whole_lookback: bool = False) -> ContractReport:
-        """Stage 1, over the rows recorded since the last aggregation, or the whole lookback."""
+    def validate_contract(self, scope: Scope | None = None) -> ContractReport:
+        """Stage 1, over the rows recorded since the last aggregation, or the whole lookback where FULL is due."""
         self.take_lease()
-        since = None if whole_lookback else self._recorded_since()
+        # The aggregation picks its scope later, so FULL counts as due already when it is within this flush's lease.
+        scope = scope or next_scope(self.connection, self.clock() + self._lease_ttl)
+        since = None if scope is Scope.FULL else self._recorded_since()
         return validate_contract(
             self.connection,
             self._database_url,
@@ -96,13 +101,14 @@ class UsageFlow:
         )
 
     def aggregate(self, scope: Scope | None = None) -> AggregationReport:
-        """Stage 2."""
+        """Stage 2.  Raises `ContractBlocked` for a source that cannot be counted, whatever the settings say."""
         self.take_lease()
+        require_countable(self.connection, self.settings.billing_source_relation)
         return aggregate(
             self.connection,
             source=self.settings.billing_source_relation,
             catalogue=self.catalogue,
-            lookback=self._lookback,
+            start_at=self.settings.billing_start_at,
             overlap=timedelta(seconds=self.settings.billing_cutoff_overlap_seconds),
             clock=self.clock,
             scope=scope,
@@ -115,7 +121,6 @@ class UsageFlow:
             return CutReport()
         return cut(
             self.connection,
-            catalogue=self.catalogue,
             identity=self.pass_gate(),
             grace=timedelta(seconds=self.settings.billing_window_grace_seconds),
             past_max=self.settings.protocol_times.past_max,
@@ -144,6 +149,28 @@ class UsageFlow:
         )
         return submit(self.connection, make_sink(self.settings), context, clock=self.clock, on_progress=on_progress)
 
+    def apply_error_reports(self) -> ErrorReportsRead:
+        """Before stage 5: reject what Stripe refused after accepting it.  A frozen ledger settles nothing."""
+        self.take_lease()
+        if self.settings.level is Level.OFF:
+            return ErrorReportsRead()
+        self.pass_gate(contract=False)
+        since = read_since(self.connection, now=self.clock())
+        reports = error_reports(self.stripe, self.settings, since=since)
+        return apply_error_reports(self.connection, reports, now=self.clock())
+
+    def send_canaries_while_frozen(self) -> int:
+        """Recovery needs canaries later than the freeze; they are nobody's usage, so they may go."""
+        customer = canary_customer(self.stripe, self.settings)
+        if customer is None:
+            return 0
+        names = [meter.event_name for meter in self.catalogue.meters]
+        sent = send_canaries(
+            self.connection, make_sink(self.settings), gate.read_identity(self.connection), customer, names, self.clock
+        )
+        look_for_canaries(self.connection, self.summaries, now=self.clock())
+        return sent
+
     def confirm(self) -> ConfirmReport:
         """Stage 5; reads Stripe, and settles entries by what it shows.  A frozen ledger settles nothing."""
         self.take_lease()
@@ -168,7 +195,12 @@ class UsageFlow:
         gate.require_open(self.connection, identity, self.mark, now=now)
         gate.require_clock(now, account.stripe_time)
         if contract and self.settings.stripe_billing_validate_contract_before_flush:
-            require_contract(self.connection, fail_closed=self.settings.stripe_billing_contract_fail_closed)
+            require_contract(
+                self.connection,
+                fail_closed=self.settings.stripe_billing_contract_fail_closed,
+                now=now,
+                age_max=self._lease_ttl,
+            )
         return identity
 
     @cached_property
@@ -202,10 +234,11 @@ def flush(
     """Run every stage once, in order.  Raises `LeaseHeld` when another flush is under way."""
     try:
         validates = flow.settings.stripe_billing_validate_contract_before_flush
-        contract = flow.validate_contract() if validates else None
+        contract = flow.validate_contract(scope) if validates else None
         aggregation = flow.aggregate(scope)
         cut_report = flow.cut()
         submit_report = flow.submit(on_progress)
+        flow.apply_error_reports()
         return FlushReport(contract, aggregation, cut_report, submit_report, flow.confirm())
     finally:
         flow.give_lease_back()

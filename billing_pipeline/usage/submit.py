@@ -102,22 +102,25 @@ async def _submit(
             batch = _claim(connection, sink.channel, lease, context.times, now)
             if not batch:
                 break
+            claimed_until = now + context.times.entry_lease
             milestones.info("Stripe usage flush batch started", extra={"action": "batch_started", "size": len(batch)})
             try:
                 highest = max(entry.attempt_id for entry in batch)
                 context.mark.raise_to(Mark(str(context.identity.ledger_id), highest))
             except BillingError:
                 # Nothing has left yet, and the ledger shall say so.
-                _record(connection, batch, [NO_MARK] * len(batch), now, totals)
+                _record(connection, batch, [NO_MARK] * len(batch), totals, now=now, claimed_until=claimed_until)
                 raise
             answers = await send_batch(sink, batch, context.concurrency, context.times.send_within)
-            _record(connection, batch, answers, clock(), totals)
+            _record(connection, batch, answers, totals, now=clock(), claimed_until=claimed_until)
             milestones.info(
                 "Stripe usage flush batch completed", extra={"action": "batch_completed", "totals": dict(totals)}
             )
             on_progress(len(batch))
         if totals["attempts"] and context.canary_customer is not None:
-            totals["canaries"] = await _send_canaries(connection, sink, context, context.canary_customer, clock())
+            totals["canaries"] = await _send_canaries(
+                connection, sink, context.identity, context.canary_customer, context.event_names, clock()
+            )
     return SubmitReport(
         attempts=totals["attempts"],
         accepted=totals[Outcome.OK],
@@ -154,9 +157,16 @@ def _record(
     connection: Connection[Any],
     batch: Sequence[ClaimedEntry],
     answers: Sequence[Answer],
-    now: datetime,
     totals: Counter[str],
+    *,
+    now: datetime,
+    claimed_until: datetime,
 ) -> None:
+    if now >= claimed_until:
+        # Somebody else may have claimed since; the entries stay ambiguous, and their next attempt settles them.
+        totals["attempts"] += len(batch)
+        totals[Outcome.UNKNOWN] += len(batch)
+        return
     states: list[EntryState] = []
     foreign: list[str] = []
     for entry, answer in zip(batch, answers, strict=True):
@@ -198,12 +208,32 @@ def _record(
         raise StripeRefused(f"Stripe refuses the key: {refused.error_message}. Entries wait unchanged; mend the key.")
 
 
-async def _send_canaries(
-    connection: Connection[Any], sink: MeterSink, context: SubmitContext, customer: str, now: datetime
+def send_canaries(
+    connection: Connection[Any],
+    sink: MeterSink,
+    identity: Identity,
+    customer: str,
+    event_names: Sequence[str],
+    clock: Callable[[], datetime],
 ) -> int:
-    canaries = write_canaries(
-        connection, identity=context.identity, customer=customer, event_names=context.event_names, now=now
-    )
+    """Send canaries alone, without any entry; returns how many."""
+
+    async def send() -> int:
+        async with sink:
+            return await _send_canaries(connection, sink, identity, customer, event_names, clock())
+
+    return asyncio.run(send())
+
+
+async def _send_canaries(
+    connection: Connection[Any],
+    sink: MeterSink,
+    identity: Identity,
+    customer: str,
+    event_names: Sequence[str],
+    now: datetime,
+) -> int:
+    canaries = write_canaries(connection, identity=identity, customer=customer, event_names=event_names, now=now)
     answers = [answer for canary in canaries for answer in await sink.send([canary.as_meter_event()])]
     record_canaries(connection, canaries, answers)
     return len(canaries)

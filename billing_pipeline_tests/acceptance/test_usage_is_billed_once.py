@@ -112,7 +112,7 @@ def test_usage_of_an_unmapped_organization_is_owed_and_flows_once_it_is_mapped(f
     insert_events(flow.connection, billable_event(quantity=Decimal(9), occurred_at=CLOSED))
     flush(flow)
     assert counted_by_stripe(simulator) == {}
-    owed = reconcile(flow.connection, settings=flow.settings, catalogue=flow.catalogue, now=flow.clock())
+    owed = reconcile(flow.connection, settings=flow.settings, now=flow.clock())
     assert [(d.kind, d.units) for d in owed.differences] == [("unmapped", 9)]
 
     customers = bill("acme")
@@ -171,6 +171,7 @@ def test_the_dagster_job_bills_and_reconciles(flow, bill, simulator, settings, m
         "lookback_has_events": True,
         "rows_pass_the_contract": True,
         "organizations_are_mapped": True,
+        "ledger_invariants_hold": True,
         "source_ledger_and_stripe_agree": True,
     }
 

@@ -11,6 +11,7 @@ from typer.main import get_command
 from billing_pipeline.cli.main import app
 from billing_pipeline.definitions import defs
 from billing_pipeline.domain.entries import TRANSITIONS, EntryState
+from billing_pipeline.reconciliation.invariants import LEDGER_INVARIANTS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -77,3 +78,7 @@ def test_every_decision_is_listed():
     records = {path.name for path in (ROOT / "docs/decisions").glob("0*.md")}
 
     assert records == set(re.findall(r"\((0\d+-[\w-]+\.md)\)", text_of("docs/decisions/README.md")))
+
+
+def test_every_invariant_is_in_the_architecture():
+    assert not [name for name in LEDGER_INVARIANTS if f"| `{name}` |" not in text_of("docs/architecture.md")]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from billing_pipeline.cli.local_stack import listens
-from billing_pipeline.cli.up import up_is_running
+from billing_pipeline.cli.state_lock import is_held
 from billing_pipeline.database.connection import connect
 from billing_pipeline_tests.cli.command import billing_pipeline, start
 from billing_pipeline_tests.fix_postgres import drop_database
@@ -86,10 +86,10 @@ def test_up_serves_dagster_and_stripe_and_ctrl_c_leaves_nothing(stack, running):
     with urllib.request.urlopen(f"http://127.0.0.1:{stack['DAGSTER_PORT']}/server_info") as response:
         assert "dagster_webserver_version" in json.load(response)
     assert listens(stack["SIMULATOR_PORT"])
-    assert up_is_running(stack["folder"] / "state")
+    assert is_held(stack["folder"] / "state")
 
     code, _, err = billing_pipeline("up", **stack)
-    assert (code, err.startswith("error: billing-pipeline up is already running")) == (2, True)
+    assert (code, err.startswith("error: `make up` or a demo is already running")) == (2, True)
 
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -98,7 +98,7 @@ def test_up_serves_dagster_and_stripe_and_ctrl_c_leaves_nothing(stack, running):
     assert left(family) == []
     assert not listens(stack["DAGSTER_PORT"])
     assert not listens(stack["SIMULATOR_PORT"])
-    assert not up_is_running(stack["folder"] / "state")
+    assert not is_held(stack["folder"] / "state")
 
 
 @pytest.mark.slow

@@ -15,14 +15,14 @@ PARAMETER = re.compile(r"%\((\w+)\)s")
 RELATION = re.compile(r"(?:FROM|JOIN|INTO|UPDATE|TABLE|COPY|LIKE)\s+\{(\w+)\}")
 PREPARABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "WITH")
 INSTANT = re.compile(r"now|since|.*_(at|start|end|before|after|since|until)")
-INTERVAL = re.compile(r"lease|safe_send|.*_(age|max|interval)")
+INTERVAL = re.compile(r"(entry_)?lease|safe_send|absence_after|.*_(age|max|interval)")
 """Values that the driver sends with these types, known by their names; the others PostgreSQL infers from their use."""
 
 
 def type_of(name: str) -> str:
-    if INSTANT.fullmatch(name):
-        return "timestamptz"
-    return "interval" if INTERVAL.fullmatch(name) else "unknown"
+    if INTERVAL.fullmatch(name):
+        return "interval"
+    return "timestamptz" if INSTANT.fullmatch(name) else "unknown"
 
 
 def null(name: str) -> str:

@@ -41,6 +41,12 @@ def test_known_event_types_are_the_metered_and_the_ignored():
     assert parse_catalogue(GOOD, origin="meters.toml").known_event_types == {"login", "prompt", "answer"}
 
 
+def test_only_summed_event_types_need_a_quantity():
+    both = GOOD + '[meters.visits]\nevent_types = ["visit"]\naggregation = "count"\n'
+
+    assert parse_catalogue(both, origin="meters.toml").summed_event_types == {"prompt", "answer"}
+
+
 def test_the_version_follows_the_text():
     version = parse_catalogue(GOOD, origin="a").version
 
@@ -82,6 +88,22 @@ def test_every_fault_is_named_at_once():
         "'b' is both metered and ignored",
     ):
         assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "counted", "named"),
+    [
+        ('["b"]', '["a", "c", "a"]', "meters.m: event_types lists 'a' more than once"),
+        ('["b", "b"]', '["a"]', "ignored_event_types lists 'b' more than once"),
+    ],
+)
+def test_an_event_type_listed_twice_is_refused_because_it_would_count_twice(ignored, counted, named):
+    text = f'ignored_event_types = {ignored}\n[meters.m]\nevent_types = {counted}\naggregation = "sum"'
+
+    with pytest.raises(CatalogueError, match=r"has 1 fault") as refusal:
+        parse_catalogue(text, origin="meters.toml")
+
+    assert named in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", ["", "[meters]", "not toml", 'meters = "x"', "[meters]\na = 1"])

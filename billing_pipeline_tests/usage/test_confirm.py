@@ -224,7 +224,6 @@ def test_the_invariants_hold_after_every_stage(flow, bill):
         violations(
             flow.connection,
             settings=flow.settings,
-            catalogue=flow.catalogue,
             mark=flow.mark.read().attempt_id,
             now=flow.clock(),
         )

@@ -12,18 +12,29 @@ from hypothesis import strategies as st
 from billing_pipeline.domain.catalogue import parse_catalogue
 from billing_pipeline.errors import ContractBlocked
 from billing_pipeline.usage.contract import (
-    FUTURE_MAX,
-    PAST_MAX,
-    ROW_RULES,
+    latest_report,
     require_contract,
+    rows_in_quarantine,
     validate_contract,
 )
+from billing_pipeline.usage.row_contract import FUTURE_MAX, PAST_MAX, ROW_RULES
+from billing_pipeline.usage.source_contract import require_countable
 from billing_pipeline_tests.builders import NOON, billable_event, copy_events, insert_events
 
 CATALOGUE = parse_catalogue(
-    'ignored_event_types = ["login"]\n[meters.tokens]\nevent_types = ["tokens"]\naggregation = "sum"', origin="test"
+    """
+    ignored_event_types = ["login"]
+    [meters.tokens]
+    event_types = ["tokens", "call"]
+    aggregation = "sum"
+    [meters.requests]
+    event_types = ["request", "call"]
+    aggregation = "count"
+    """,
+    origin="test",
 )
 NOW = NOON + timedelta(days=1)
+FRESH = timedelta(minutes=55)
 MICROSECOND = timedelta(microseconds=1)
 
 
@@ -48,6 +59,27 @@ def event(**overrides):
     return billable_event(**({"event_type": "tokens"} | overrides))
 
 
+@pytest.fixture
+def unrecorded(connection):
+    """A source that, as a view's may, lets recorded_at be missing."""
+    connection.execute("ALTER TABLE public.billable_events ALTER recorded_at DROP NOT NULL")
+
+
+UNHOLDABLE = [
+    "infinity",
+    "-infinity",
+    "58165-03-10 12:00+00",
+    "294276-12-31 23:59:59.999999+00",
+    "4713-01-01 00:00+00 BC",
+    "0001-12-31 23:59:59.999999+00 BC",
+    "10000-01-01 00:00+00",
+    "9999-12-31 00:00+00",
+]
+"""Times that PostgreSQL knows and Python cannot hold, or whose window would end at one."""
+
+HOLDABLE = ["0001-01-01 00:00+00", "9999-12-30 23:59:59.999999+00"]
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -56,17 +88,23 @@ def event(**overrides):
         ({"event_type": None}, "event_type_missing"),
         ({"event_type": "espresso"}, "event_type_unknown"),
         ({"quantity": None}, "quantity_missing"),
+        ({"quantity": None, "event_type": "call"}, "quantity_missing"),
+        ({"quantity": Decimal(-1), "event_type": "request"}, "quantity_negative"),
+        ({"quantity": None, "event_type": "espresso"}, "event_type_unknown"),
         ({"quantity": Decimal("NaN")}, "quantity_not_finite"),
         ({"quantity": Decimal("Infinity")}, "quantity_not_finite"),
         ({"quantity": Decimal("-0.000000000001")}, "quantity_negative"),
         ({"quantity": Decimal(10**15)}, "quantity_too_many_digits"),
         ({"quantity": Decimal("0.0000000000001")}, "quantity_too_many_digits"),
         ({"occurred_at": None}, "occurred_at_missing"),
-        ({"occurred_at": "infinity"}, "occurred_at_missing"),
+        ({"recorded_at": None}, "recorded_at_missing"),
+        ({"occurred_at": "infinity"}, "time_out_of_range"),
+        ({"recorded_at": "infinity"}, "time_out_of_range"),
         ({"recorded_at": NOON - FUTURE_MAX - MICROSECOND}, "occurred_at_in_future"),
         ({"recorded_at": NOON + PAST_MAX + MICROSECOND}, "occurred_at_too_old"),
     ],
 )
+@pytest.mark.usefixtures("unrecorded")
 def test_a_bad_row_is_quarantined_under_its_reason_and_a_good_one_goes_on(connection, database_url, fault, reason):
     insert_events(connection, event(event_id="bad", **fault), event(event_id="good"))
 
@@ -87,12 +125,43 @@ def test_a_bad_row_is_quarantined_under_its_reason_and_a_good_one_goes_on(connec
         {"recorded_at": NOON - FUTURE_MAX},
         {"recorded_at": NOON + PAST_MAX},
         {"event_type": "login"},
+        {"event_type": "login", "quantity": None},
+        {"event_type": "request", "quantity": None},
+        {"occurred_at": HOLDABLE[0], "recorded_at": HOLDABLE[0]},
+        {"occurred_at": HOLDABLE[1], "recorded_at": HOLDABLE[1]},
     ],
 )
 def test_a_row_on_the_edge_is_good(connection, database_url, edge):
     insert_events(connection, event(**edge))
 
-    assert validate(connection, database_url).quarantined == 0
+    report = validate(connection, database_url, since=datetime.min.replace(tzinfo=UTC))
+
+    assert (report.rows_read, report.quarantined) == (1, 0)
+
+
+def test_a_time_that_python_cannot_hold_is_a_fault_of_its_row(connection, database_url):
+    every = [NOON, *UNHOLDABLE]
+    pairs = {f"{occurred} {recorded}": (occurred, recorded) for occurred in every for recorded in every}
+    copy_events(
+        connection,
+        (event(event_id=name, occurred_at=pair[0], recorded_at=pair[1]) for name, pair in pairs.items()),
+    )
+
+    validate(connection, database_url, since=NOON)
+    validate(connection, database_url)
+
+    assert set(quarantine(connection).values()) == {"time_out_of_range"}
+    assert f"{NOON} {NOON}" not in quarantine(connection)
+
+
+def test_a_time_that_python_cannot_hold_is_kept_as_null(connection, database_url):
+    insert_events(
+        connection, event(event_id="far", occurred_at=UNHOLDABLE[2]), event(event_id="negative", quantity=Decimal(-1))
+    )
+    validate(connection, database_url)
+
+    kept = dict(connection.execute("SELECT event_id, occurred_at FROM quarantined_events").fetchall())
+    assert kept == {"far": None, "negative": NOON}
 
 
 quantities = st.one_of(
@@ -107,27 +176,28 @@ lags = st.one_of(
     st.sampled_from([-FUTURE_MAX, -FUTURE_MAX - MICROSECOND, PAST_MAX, PAST_MAX + MICROSECOND]),
     st.timedeltas(-timedelta(days=2), timedelta(days=40)),
 )
-texts = st.sampled_from([None, "", "acme", "tokens", "login", "espresso", " ", "ω", "'; DROP TABLE x; --"])
+texts = st.sampled_from(
+    [None, "", "acme", "tokens", "call", "request", "login", "espresso", " ", "ω", "'; DROP TABLE x; --"]
+)
+strange_times = st.sampled_from([None, *UNHOLDABLE, *HOLDABLE])
+times = st.datetimes(NOON.replace(tzinfo=None) - timedelta(days=60), NOON.replace(tzinfo=None), timezones=st.just(UTC))
+lagging = st.builds(lambda occurred_at, lag: (occurred_at, occurred_at + lag), times, lags)
 rows = st.builds(
-    lambda organization_id, event_type, quantity, occurred_at, lag: {
+    lambda organization_id, event_type, quantity, both: {
         "organization_id": organization_id,
         "event_type": event_type,
         "quantity": quantity,
-        "occurred_at": occurred_at,
-        "recorded_at": (occurred_at if isinstance(occurred_at, datetime) else NOON) + lag,
+        "occurred_at": both[0],
+        "recorded_at": both[1],
     },
     texts,
     texts,
     quantities,
-    st.one_of(
-        st.none(),
-        st.sampled_from(["infinity", "-infinity"]),
-        st.datetimes(NOON.replace(tzinfo=None) - timedelta(days=60), NOON.replace(tzinfo=None), timezones=st.just(UTC)),
-    ),
-    lags,
+    st.one_of(lagging, lagging, st.tuples(st.one_of(strange_times, times), st.one_of(strange_times, times))),
 )
 
 
+@pytest.mark.usefixtures("unrecorded")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.lists(rows, min_size=1, max_size=80))
 def test_the_contract_in_pandera_and_in_sql_agree_on_every_row(connection, database_url, batch):
@@ -135,13 +205,15 @@ def test_the_contract_in_pandera_and_in_sql_agree_on_every_row(connection, datab
     connection.execute("DELETE FROM quarantined_events")
     copy_events(connection, (event(event_id=f"e{number}", **row) for number, row in enumerate(batch)))
 
-    validate(connection, database_url, since=NOON - timedelta(days=200))
+    validate(connection, database_url, lookback=timedelta(days=200))
 
+    # What lies wholly before the lookback is neither counted nor read.
     in_sql = dict(
         connection.execute(
             "SELECT event_id, coalesce(contract_fault(event_id, organization_id, event_type, quantity, occurred_at, "
-            "recorded_at), CASE WHEN event_type <> ALL (%s) THEN 'event_type_unknown' END) FROM public.billable_events",
-            (sorted(CATALOGUE.known_event_types),),
+            "recorded_at, event_type = ANY (%s)), CASE WHEN event_type <> ALL (%s) THEN 'event_type_unknown' END) "
+            "FROM public.billable_events WHERE recorded_at IS NULL OR greatest(occurred_at, recorded_at) >= %s",
+            (sorted(CATALOGUE.summed_event_types), sorted(CATALOGUE.known_event_types), NOW - timedelta(days=200)),
         ).fetchall()
     )
     assert quarantine(connection) == {event_id: reason for event_id, reason in in_sql.items() if reason}
@@ -194,9 +266,80 @@ def test_drift_of_the_source_is_reported_before_anything_is_read(connection, dat
 def test_a_failed_contract_closes_the_gate_only_when_failing_closed(connection, database_url):
     validate(connection, database_url, source="public.nothing_here")
 
-    require_contract(connection, fail_closed=False)
+    require_contract(connection, fail_closed=False, now=NOW, age_max=FRESH)
     with pytest.raises(ContractBlocked, match=r"source_missing.*Mend the source"):
-        require_contract(connection, fail_closed=True)
+        require_contract(connection, fail_closed=True, now=NOW, age_max=FRESH)
+
+
+def test_failing_closed_wants_a_recent_validation(connection, database_url):
+    require_contract(connection, fail_closed=False, now=NOW, age_max=FRESH)
+    with pytest.raises(ContractBlocked, match=r"there was none yet.*Run the whole flush"):
+        require_contract(connection, fail_closed=True, now=NOW, age_max=FRESH)
+
+    insert_events(connection, event())
+    assert validate(connection, database_url).passed
+
+    require_contract(connection, fail_closed=True, now=NOW + FRESH, age_max=FRESH)
+    require_contract(connection, fail_closed=False, now=NOW + FRESH + MICROSECOND, age_max=FRESH)
+    with pytest.raises(ContractBlocked, match=r"the last was at 2026-03-11 12:00 UTC; at most 0:55:00 old"):
+        require_contract(connection, fail_closed=True, now=NOW + FRESH + MICROSECOND, age_max=FRESH)
+
+
+SOURCES_THAT_HOLD_AN_EVENT_ONCE = [
+    'CREATE VIEW public."its source" AS SELECT * FROM public.billable_events',
+    'CREATE VIEW public."its source" AS SELECT * FROM public.billable_events WHERE quantity > 0',
+    'CREATE VIEW public."its source" AS SELECT DISTINCT ON (event_id) * FROM public.billable_events'
+    " ORDER BY event_id, recorded_at",
+    'CREATE TABLE public."its source" (LIKE public.billable_events);'
+    'CREATE UNIQUE INDEX ON public."its source" (event_id)',
+    'CREATE MATERIALIZED VIEW public."its source" AS SELECT * FROM public.billable_events;'
+    'CREATE UNIQUE INDEX ON public."its source" (event_id)',
+    'CREATE TABLE public."its source" (LIKE public.billable_events, PRIMARY KEY (event_id))'
+    " PARTITION BY HASH (event_id);"
+    'CREATE TABLE public.one PARTITION OF public."its source" FOR VALUES WITH (MODULUS 1, REMAINDER 0)',
+]
+
+SOURCES_THAT_MAY_HOLD_ONE_TWICE = [
+    'CREATE TABLE public."its source" (LIKE public.billable_events)',
+    'CREATE TABLE public."its source" (LIKE public.billable_events); CREATE INDEX ON public."its source" (event_id)',
+    'CREATE TABLE public."its source" (LIKE public.billable_events);'
+    'CREATE UNIQUE INDEX ON public."its source" (event_id, occurred_at)',
+    'CREATE TABLE public."its source" (LIKE public.billable_events);'
+    'CREATE UNIQUE INDEX ON public."its source" (event_id) WHERE quantity > 0',
+    'CREATE TABLE public."its source" (LIKE public.billable_events);'
+    'CREATE UNIQUE INDEX ON public."its source" (lower(event_id))',
+    'CREATE TABLE public."its source" (LIKE public.billable_events, UNIQUE (event_id) DEFERRABLE INITIALLY DEFERRED)',
+    'CREATE VIEW public."its source" AS TABLE public.billable_events UNION ALL TABLE public.billable_events',
+    'CREATE VIEW public."its source" AS SELECT s.* FROM public.billable_events s, generate_series(1, 2)',
+    'CREATE MATERIALIZED VIEW public."its source" AS SELECT * FROM public.billable_events',
+    'CREATE TABLE public."its source" (LIKE public.billable_events, PRIMARY KEY (event_id, occurred_at))'
+    " PARTITION BY RANGE (occurred_at)",
+    'CREATE TABLE public."its source" (LIKE public.billable_events, PRIMARY KEY (event_id));'
+    'CREATE TABLE public.more () INHERITS (public."its source")',
+]
+
+
+@pytest.mark.parametrize("made_by", SOURCES_THAT_HOLD_AN_EVENT_ONCE)
+def test_a_source_that_provably_holds_an_event_once_is_counted(connection, database_url, made_by):
+    insert_events(connection, event())
+    connection.execute(made_by)
+
+    require_countable(connection, "public.its source")
+    assert "event_id_not_unique" not in {
+        f.reason for f in validate(connection, database_url, source="public.its source").faults
+    }
+
+
+@pytest.mark.parametrize("made_by", SOURCES_THAT_MAY_HOLD_ONE_TWICE)
+def test_a_source_that_may_hold_an_event_twice_is_never_counted(connection, database_url, made_by):
+    insert_events(connection, event())
+    connection.execute(made_by)
+
+    report = validate(connection, database_url, source="public.its source")
+
+    assert ([fault.reason for fault in report.faults], report.rows_read) == (["event_id_not_unique"], 0)
+    with pytest.raises(ContractBlocked, match=r"event_id_not_unique: make a unique index on event_id.*flush again"):
+        require_countable(connection, "public.its source")
 
 
 def test_the_source_may_be_a_view_under_another_name(connection, database_url):
@@ -204,3 +347,40 @@ def test_the_source_may_be_a_view_under_another_name(connection, database_url):
     connection.execute('CREATE VIEW public."Usage of today" AS SELECT * FROM public.billable_events')
 
     assert validate(connection, database_url, source="public.Usage of today").quarantined == 1
+
+
+@pytest.mark.usefixtures("unrecorded")
+@pytest.mark.parametrize("recorded_at", [None, "-infinity", NOON - timedelta(days=90)])
+def test_the_whole_lookback_finds_a_row_that_was_broken_without_being_recorded_again(
+    connection, database_url, recorded_at
+):
+    insert_events(connection, event(event_id="x"))
+    validate(connection, database_url)
+
+    connection.execute("UPDATE public.billable_events SET quantity = NULL, recorded_at = %s", (recorded_at,))
+    validate(connection, database_url)
+
+    assert quarantine(connection) == {"x": "quantity_missing"}
+
+
+def test_a_row_that_waits_in_quarantine_is_told_until_it_is_mended(connection, database_url):
+    insert_events(connection, event(event_id="bad", quantity=None), event())
+    validate(connection, database_url)
+
+    validate(connection, database_url, since=NOW)
+
+    assert latest_report(connection).quarantined == 0
+    assert [(fault.reason, fault.count, fault.samples) for fault in rows_in_quarantine(connection)] == [
+        ("quantity_missing", 1, ("bad",))
+    ]
+    connection.execute("UPDATE public.billable_events SET quantity = 1")
+    validate(connection, database_url, since=NOW)
+    assert rows_in_quarantine(connection) == []
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_bad_rows_are_quarantined_at_once(connection, database_url):
+    copy_events(connection, (event(event_id=f"e{number}", quantity=None) for number in range(100_000)))
+
+    assert validate(connection, database_url).quarantined == 100_000
+    assert connection.execute("SELECT count(*) FROM quarantined_events").fetchone() == (100_000,)

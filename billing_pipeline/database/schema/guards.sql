@@ -53,6 +53,18 @@ BEGIN
     RETURN NEW;
 END $$;
 
+-- An entry begins as a statement to be sent, or as what Stripe was found to show; never half-way.
+CREATE FUNCTION billing_pipeline.guard_new_ledger_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.state NOT IN ('pending', 'adopted') OR NEW.first_attempt_at IS NOT NULL OR NEW.fence <> 0 THEN
+        RAISE EXCEPTION 'a ledger entry may not begin as %', NEW.state
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER guard_new BEFORE INSERT ON billing_pipeline.ledger_entries
+    FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_new_ledger_entry();
 CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.ledger_entries
     FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_ledger_entry();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.ledger_entries
@@ -64,4 +76,8 @@ CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.attem
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.evidence
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.usage_windows
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.ledger_operations
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.canaries
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();

@@ -44,10 +44,10 @@ UPDATE usage_windows SET cut_due = true WHERE window_id IN (SELECT window_id FRO
 -- A window that the restore took back is made again, worth nothing until aggregation has counted it.
 INSERT INTO usage_windows
        (organization_id, stripe_customer_id, meter, starts_at, ends_at, target, quantity, event_count,
-        contract_version, catalogue_version, cutoff_at)
+        contract_version, meter_version, event_name, cutoff_at)
 SELECT m.organization_id, m.stripe_customer_id, %(meter)s,
        greatest(%(hour_at)s, lower(m.valid_during)),
-       least(%(hour_at)s + interval '1 hour', upper(m.valid_during)), 0, 0, 0, '', '', 'epoch'
+       least(%(hour_at)s + interval '1 hour', upper(m.valid_during)), 0, 0, 0, '', '', %(event_name)s, 'epoch'
   FROM customer_mappings m
  WHERE m.stripe_customer_id = %(customer)s AND m.valid_during @> %(slot_at)s
    AND NOT EXISTS (

@@ -1,9 +1,48 @@
 -- All of these run in one REPEATABLE READ transaction, so that a window is never counted half before and half
 -- after somebody else's commit.
 
+-- name: lock_aggregations
+-- One aggregation at a time: taken before the transaction's snapshot, it makes the later one also the newer one.
+LOCK TABLE aggregations IN SHARE ROW EXCLUSIVE MODE;
+
+-- name: use_working_memory
+-- For this transaction: with PostgreSQL's default of 4 MB the sorts and hashes of a month spill to disk.
+SET LOCAL work_mem = '64MB';
+
 -- name: latest_aggregation
 SELECT max(cutoff_at) AS cutoff_at, max(cutoff_at) FILTER (WHERE scope = 'full') AS full_cutoff_at
   FROM aggregations;
+
+-- name: close_meter_versions
+-- A definition that the catalogue no longer holds ends with the hour under way; one that has not begun never does.
+WITH ended AS (
+    SELECT v.meter, v.valid_from
+      FROM meter_versions v
+     WHERE v.valid_until IS NULL AND NOT EXISTS (
+           SELECT
+             FROM jsonb_to_recordset(%(definitions)s::jsonb) AS current (meter text, version text)
+            WHERE current.meter = v.meter AND current.version = v.version)
+), closed AS (
+    UPDATE meter_versions v
+       SET valid_until = %(next_hour_at)s
+      FROM ended
+     WHERE v.meter = ended.meter AND v.valid_from = ended.valid_from AND v.valid_from < %(next_hour_at)s
+)
+DELETE FROM meter_versions v
+ USING ended
+ WHERE v.meter = ended.meter AND v.valid_from = ended.valid_from AND v.valid_from >= %(next_hour_at)s;
+
+-- name: open_meter_versions
+-- The first versions of a ledger begin where billing begins; any later one with the next full hour.
+INSERT INTO meter_versions (meter, version, event_types, aggregation, event_name, unit_scale, valid_from)
+SELECT meter, version, event_types, aggregation, event_name, unit_scale,
+       CASE WHEN EXISTS (SELECT FROM meter_versions)
+            THEN greatest(%(next_hour_at)s, %(billing_start)s) ELSE %(billing_start)s END
+  FROM jsonb_to_recordset(%(definitions)s::jsonb)
+       AS current (meter text, version text, event_types text[], aggregation text, event_name text, unit_scale numeric)
+ WHERE NOT EXISTS (
+       SELECT FROM meter_versions v
+        WHERE v.meter = current.meter AND v.version = current.version AND v.valid_until IS NULL);
 
 -- name: find_touched_hours
 -- Hours whose rows may have changed since the last cutoff: new rows, rows that left quarantine, and hours whose
@@ -11,85 +50,166 @@ SELECT max(cutoff_at) AS cutoff_at, max(cutoff_at) FILTER (WHERE scope = 'full')
 CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
 SELECT organization_id, date_trunc('hour', occurred_at, 'UTC') AS hour_at
   FROM {source}
- WHERE recorded_at >= {since} AND occurred_at >= {lookback_start} AND organization_id IS NOT NULL
+ WHERE recorded_at >= {since} AND occurred_at >= {reach_start} AND occurred_at < {reach_end}
+   AND organization_id IS NOT NULL
 UNION
 SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC')
   FROM quarantined_events q
   JOIN {source} s ON s.event_id = q.event_id
- WHERE q.mended_at >= {since} AND s.occurred_at >= {lookback_start}
-   AND s.organization_id IS NOT NULL AND isfinite(s.occurred_at)
+ WHERE q.mended_at >= {since} AND s.occurred_at >= {reach_start} AND s.occurred_at < {reach_end}
+   AND s.organization_id IS NOT NULL
 UNION
 SELECT w.organization_id, date_trunc('hour', w.starts_at, 'UTC')
   FROM customer_mappings m
   JOIN usage_windows w ON w.organization_id = m.organization_id
    AND tstzrange(w.starts_at, w.ends_at) && m.valid_during
- WHERE m.created_at >= {since} AND w.starts_at >= {lookback_start};
+ WHERE m.created_at >= {since} AND w.starts_at >= {reach_start};
 
 -- name: find_all_hours
--- The full scope: every hour of the lookback that has rows or windows.
+-- The full scope: every hour of the reach that has rows or windows.
 CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
 SELECT organization_id, date_trunc('hour', occurred_at, 'UTC') AS hour_at
   FROM {source}
- WHERE occurred_at >= {lookback_start} AND isfinite(occurred_at) AND organization_id IS NOT NULL
+ WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end} AND organization_id IS NOT NULL
 UNION
 SELECT organization_id, date_trunc('hour', starts_at, 'UTC')
   FROM usage_windows
- WHERE starts_at >= {lookback_start};
+ WHERE starts_at >= {reach_start};
+
+-- name: analyze_touched_hours
+-- A temporary table has no statistics of its own accord, and without them the plans below are guesses.
+ANALYZE touched_hours;
+
+-- name: first_touched_hour
+SELECT min(hour_at) AS first_hour_at FROM touched_hours;
+
+-- name: read_usage_rows
+-- The rows of the touched clock hours.  Both kinds of condition are here on purpose: the planner probes the index on
+-- occurred_at for a few hours, and hashes one scan for many.  The verdict is a column, not a condition: the planner
+-- would take a condition on it for one that hardly any row meets.
+CREATE TEMP TABLE usage_rows ON COMMIT DROP AS
+SELECT s.organization_id, h.hour_at, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
+       contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
+                      EXISTS (SELECT FROM meter_versions v
+                               WHERE s.event_type = ANY (v.event_types) AND v.aggregation <> 'count'
+                                 AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at)) AS fault
+  FROM (SELECT DISTINCT hour_at FROM touched_hours) h
+  JOIN {source} s ON date_trunc('hour', s.occurred_at, 'UTC') = h.hour_at
+   AND s.occurred_at >= h.hour_at AND s.occurred_at < h.hour_at + interval '1 hour'
+ WHERE s.occurred_at >= {first_hour} AND s.occurred_at < {reach_end};
+
+-- name: analyze_usage_rows
+ANALYZE usage_rows;
 
 -- name: count_windows
--- Each touched hour is counted whole.  The hours drive the scan, so that its cost is the rows in those hours and
--- not the history; the organization is matched afterwards by a hash.
+-- Each touched hour is counted whole, by the definitions that were valid in it.
 CREATE TEMP TABLE counted_windows ON COMMIT DROP AS
-SELECT s.organization_id,
+SELECT c.organization_id,
        m.stripe_customer_id,
-       meter.name AS meter,
-       greatest(t.hour_at, lower(m.valid_during)) AS starts_at,
-       least(t.hour_at + interval '1 hour', upper(m.valid_during)) AS ends_at,
-       sum(CASE meter.aggregation WHEN 'count' THEN 1 ELSE s.quantity END) AS quantity,
-       floor(sum(CASE meter.aggregation WHEN 'count' THEN 1 ELSE s.quantity END) * meter.unit_scale) AS target,
-       count(*) AS event_count,
-       max(s.recorded_at) AS last_recorded_at
-  FROM (SELECT DISTINCT hour_at FROM touched_hours) h
-  JOIN {source} s ON s.occurred_at >= h.hour_at AND s.occurred_at < h.hour_at + interval '1 hour'
-  JOIN touched_hours t ON t.hour_at = h.hour_at AND t.organization_id = s.organization_id
-  JOIN unnest({meters}::text[], {event_types}::text[], {aggregations}::text[], {unit_scales}::numeric[])
-       AS meter (name, event_type, aggregation, unit_scale) ON meter.event_type = s.event_type
-  LEFT JOIN customer_mappings m ON m.organization_id = s.organization_id AND m.valid_during @> s.occurred_at
- WHERE contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at) IS NULL
- GROUP BY s.organization_id, m.stripe_customer_id, m.valid_during, meter.name, meter.unit_scale, t.hour_at;
+       c.meter,
+       v.version AS meter_version,
+       v.event_name,
+       greatest(c.hour_at, lower(m.valid_during)) AS starts_at,
+       least(c.hour_at + interval '1 hour', upper(m.valid_during)) AS ends_at,
+       c.quantity,
+       c.quantity * v.unit_scale AS units,
+       c.event_count,
+       c.last_recorded_at
+  FROM (SELECT r.organization_id, r.hour_at, v.meter, m.mapping_id,
+               sum(CASE v.aggregation WHEN 'count' THEN 1 ELSE r.quantity END) AS quantity,
+               count(*) AS event_count,
+               max(r.recorded_at) AS last_recorded_at
+          FROM usage_rows r
+          JOIN touched_hours t ON t.organization_id = r.organization_id AND t.hour_at = r.hour_at
+          JOIN (SELECT meter, aggregation, valid_from, valid_until, unnest(event_types) AS event_type
+                  FROM meter_versions) v
+            ON v.event_type = r.event_type AND tstzrange(v.valid_from, v.valid_until) @> r.hour_at
+          LEFT JOIN customer_mappings m ON m.organization_id = r.organization_id AND m.valid_during @> r.occurred_at
+         WHERE r.fault IS NULL
+         GROUP BY r.organization_id, r.hour_at, v.meter, m.mapping_id) c
+  JOIN meter_versions v ON v.meter = c.meter AND tstzrange(v.valid_from, v.valid_until) @> c.hour_at
+  LEFT JOIN customer_mappings m ON m.mapping_id = c.mapping_id;
+
+-- name: analyze_counted_windows
+ANALYZE counted_windows;
 
 -- name: merge_counted_windows
--- A window whose rows are as they were is not written.  An older snapshot never overwrites a newer one.
+-- A window whose rows are as they were is neither written nor locked.  What a window carries stays where it is, as
+-- far as the target allows.  The order keeps two writers of the same windows from waiting for each other.
 INSERT INTO usage_windows AS w
-       (organization_id, stripe_customer_id, meter, starts_at, ends_at, target, quantity, event_count,
-        last_recorded_at, contract_version, catalogue_version, cutoff_at)
-SELECT organization_id, stripe_customer_id, meter, starts_at, ends_at, target, quantity, event_count,
-       last_recorded_at, %(contract_version)s, %(catalogue_version)s, %(cutoff_at)s
-  FROM counted_windows
+       (organization_id, stripe_customer_id, meter, meter_version, event_name, starts_at, ends_at, target, units,
+        quantity, event_count, last_recorded_at, contract_version, cutoff_at)
+SELECT c.organization_id, c.stripe_customer_id, c.meter, c.meter_version, c.event_name, c.starts_at, c.ends_at,
+       floor(c.units), c.units, c.quantity, c.event_count, c.last_recorded_at, %(contract_version)s, %(cutoff_at)s
+  FROM counted_windows c
+ WHERE NOT EXISTS (
+       SELECT FROM usage_windows known
+        WHERE known.organization_id = c.organization_id AND known.meter = c.meter
+          AND known.starts_at = c.starts_at AND known.ends_at = c.ends_at
+          AND known.stripe_customer_id IS NOT DISTINCT FROM c.stripe_customer_id
+          AND known.meter_version = c.meter_version AND known.units = c.units AND known.quantity = c.quantity
+          AND known.event_count = c.event_count AND known.last_recorded_at = c.last_recorded_at)
+ ORDER BY c.organization_id, c.stripe_customer_id, c.meter, c.starts_at
     ON CONFLICT ON CONSTRAINT usage_windows_natural_key DO UPDATE
-   SET target = excluded.target, quantity = excluded.quantity, event_count = excluded.event_count,
-       last_recorded_at = excluded.last_recorded_at, contract_version = excluded.contract_version,
-       catalogue_version = excluded.catalogue_version, cutoff_at = excluded.cutoff_at,
-       cut_due = w.cut_due OR w.target <> excluded.target
- WHERE w.cutoff_at <= excluded.cutoff_at
-   AND (w.target, w.quantity, w.event_count, w.last_recorded_at)
-       IS DISTINCT FROM (excluded.target, excluded.quantity, excluded.event_count, excluded.last_recorded_at);
+   SET target = floor(excluded.units) + greatest(w.carried, -floor(excluded.units)),
+       carried = greatest(w.carried, -floor(excluded.units)),
+       units = excluded.units, quantity = excluded.quantity, event_count = excluded.event_count,
+       last_recorded_at = excluded.last_recorded_at, meter_version = excluded.meter_version,
+       event_name = excluded.event_name, contract_version = excluded.contract_version,
+       cutoff_at = excluded.cutoff_at,
+       cut_due = w.cut_due OR w.target <> floor(excluded.units) + greatest(w.carried, -floor(excluded.units));
 
 -- name: empty_uncounted_windows
 -- A window of a touched hour that no row falls into any more is worth nothing; the cutter will take it back.
 UPDATE usage_windows w
-   SET target = 0, quantity = 0, event_count = 0, last_recorded_at = NULL, cutoff_at = %(cutoff_at)s,
-       cut_due = w.cut_due OR w.target <> 0
+   SET target = greatest(w.carried, 0), carried = greatest(w.carried, 0), units = 0, quantity = 0, event_count = 0,
+       last_recorded_at = NULL, cutoff_at = %(cutoff_at)s,
+       cut_due = w.cut_due OR w.target <> greatest(w.carried, 0)
   FROM touched_hours t
- WHERE w.organization_id = t.organization_id
-   AND w.starts_at >= t.hour_at AND w.starts_at < t.hour_at + interval '1 hour'
-   AND w.cutoff_at <= %(cutoff_at)s
+ WHERE w.organization_id = t.organization_id AND date_trunc('hour', w.starts_at, 'UTC') = t.hour_at
+   AND w.starts_at >= %(first_hour_at)s
    AND w.event_count > 0
    AND NOT EXISTS (
        SELECT FROM counted_windows c
-        WHERE c.organization_id = w.organization_id
-          AND c.stripe_customer_id IS NOT DISTINCT FROM w.stripe_customer_id
-          AND c.meter = w.meter AND c.starts_at = w.starts_at AND c.ends_at = w.ends_at);
+        WHERE c.organization_id = w.organization_id AND c.meter = w.meter
+          AND c.starts_at = w.starts_at AND c.ends_at = w.ends_at
+          AND c.stripe_customer_id IS NOT DISTINCT FROM w.stripe_customer_id);
+
+-- name: carry_fractions
+-- Rounding each window down would lose up to a unit per hour.  So every customer, meter and UTC month is worth the
+-- whole part of its exact sum: the units that are missing go to its latest window, the ones too many are taken from
+-- there.  A unit once placed is not moved again, so a late row changes its own window and at most one more.
+WITH chain AS (
+    SELECT w.organization_id, w.stripe_customer_id, w.meter, month.month_at,
+           floor(sum(w.units - floor(w.units))) - sum(w.carried) AS missing
+      FROM (SELECT DISTINCT organization_id, date_trunc('month', hour_at, 'UTC') AS month_at FROM touched_hours) month
+      JOIN usage_windows w ON w.organization_id = month.organization_id
+       AND date_trunc('month', w.starts_at, 'UTC') = month.month_at
+     WHERE w.starts_at >= date_trunc('month', %(first_hour_at)s, 'UTC')
+       AND (w.units <> trunc(w.units) OR w.carried <> 0)
+     GROUP BY w.organization_id, w.stripe_customer_id, w.meter, month.month_at
+    HAVING floor(sum(w.units - floor(w.units))) <> sum(w.carried)
+), place AS (
+    SELECT w.window_id, w.target, chain.missing, row_number() OVER latest AS place,
+           sum(w.target) OVER latest - w.target AS target_before
+      FROM chain
+      JOIN usage_windows w ON w.organization_id = chain.organization_id AND w.meter = chain.meter
+       AND w.stripe_customer_id IS NOT DISTINCT FROM chain.stripe_customer_id
+       AND date_trunc('month', w.starts_at, 'UTC') = chain.month_at
+     WHERE w.starts_at >= greatest(date_trunc('month', %(first_hour_at)s, 'UTC'), %(reach_start)s)
+       AND w.sealed_at IS NULL
+    WINDOW latest AS (PARTITION BY chain.organization_id, chain.stripe_customer_id, chain.meter, chain.month_at
+                      ORDER BY w.starts_at DESC, w.window_id DESC ROWS UNBOUNDED PRECEDING)
+), carry AS (
+    SELECT window_id,
+           CASE WHEN missing > 0 THEN missing ELSE -least(target, -missing - target_before) END AS units
+      FROM place
+     WHERE (missing > 0 AND place = 1) OR (target > 0 AND target_before < -missing)
+)
+UPDATE usage_windows w
+   SET target = w.target + carry.units, carried = w.carried + carry.units, cut_due = true
+  FROM carry
+ WHERE w.window_id = carry.window_id;
 
 -- name: record_aggregation
 INSERT INTO aggregations (scope, cutoff_at, windows_computed, windows_changed, finished_at)

@@ -36,7 +36,7 @@ WITH seen AS (
     SELECT * FROM unnest(%(entry_ids)s::bigint[], %(granularities)s::text[]) AS seen (entry_id, granularity)
 ), confirmed AS (
     UPDATE ledger_entries e
-       SET state = 'confirmed', lease_until = NULL
+       SET state = 'confirmed', lease_until = NULL, fence = e.fence + 1
       FROM seen
      WHERE e.entry_id = seen.entry_id AND e.state IN ('ambiguous', 'accepted')
     RETURNING e.entry_id, e.value, seen.granularity
@@ -54,7 +54,7 @@ WITH absent AS (
            AS absent (entry_id, last_attempt_at, canary_sent_at)
 ), replaced AS (
     UPDATE ledger_entries e
-       SET state = 'replaced', lease_until = NULL
+       SET state = 'replaced', lease_until = NULL, fence = e.fence + 1
       FROM absent
      WHERE e.entry_id = absent.entry_id AND e.state IN ('ambiguous', 'accepted')
        AND e.last_attempt_at = absent.last_attempt_at
@@ -73,7 +73,7 @@ WITH reported AS (
     SELECT DISTINCT identifier FROM unnest(%(identifiers)s::text[]) AS reported (identifier)
 ), rejected AS (
     UPDATE ledger_entries e
-       SET state = 'rejected', hold_reason = 'rejected_by_stripe', lease_until = NULL
+       SET state = 'rejected', hold_reason = 'rejected_by_stripe', lease_until = NULL, fence = e.fence + 1
       FROM reported
      WHERE e.identifier = reported.identifier AND e.state IN ('ambiguous', 'accepted')
     RETURNING e.entry_id, e.window_id

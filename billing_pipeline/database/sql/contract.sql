@@ -5,18 +5,32 @@ SELECT attname AS name, format_type(atttypid, NULL) AS type
  WHERE attrelid = to_regclass(%(relation)s) AND attnum > 0 AND NOT attisdropped
  ORDER BY attnum;
 
+-- name: prove_unique_event_ids
+-- PostgreSQL's planner removes this join where, and only where, it can prove that the source holds an event_id at most
+-- once: by a unique index, through a plain view over such a table too, or by the view's own DISTINCT or GROUP BY.
+-- A plan with only one node is the proof; the statement is never run.
+EXPLAIN (FORMAT JSON, COSTS OFF)
+SELECT asked.event_id
+  FROM unnest('{{a,b}}'::text[]) AS asked (event_id)
+  LEFT JOIN {source} s ON s.event_id = asked.event_id;
+
 -- name: read_for_contract
--- Read by ADBC as Arrow.  The quantity travels as text, because a float would not be the number that is billed;
--- the lag is computed here, so that every rule looks at one column.
+-- Read by ADBC as Arrow.  The quantity travels as text, because a float would not be the number that is billed, and the
+-- times too, as ISO 8601 in UTC, because Arrow and Python know fewer years than PostgreSQL.
+-- The lag is computed here, so that every rule of it looks at one column; it is null where the times have no difference.
+-- The whole lookback is asked for by occurred_at too: a row that was broken after it was counted may have kept or lost
+-- its recorded_at.
 SELECT event_id,
        organization_id,
        event_type,
        trim_scale(quantity)::text AS quantity,
-       CASE WHEN isfinite(occurred_at) THEN occurred_at END AS occurred_at,
-       CASE WHEN isfinite(occurred_at) AND isfinite(recorded_at)
+       to_json(occurred_at AT TIME ZONE 'UTC') #>> '{{}}' AS occurred_at,
+       to_json(recorded_at AT TIME ZONE 'UTC') #>> '{{}}' AS recorded_at,
+       CASE WHEN least(occurred_at, recorded_at) >= '0001-01-01 00:00:00+00'
+             AND greatest(occurred_at, recorded_at) < '9999-12-31 00:00:00+00'
             THEN (extract(epoch FROM recorded_at - occurred_at) * 1000000)::bigint END AS lag_microseconds
   FROM {source}
- WHERE recorded_at >= {since};
+ WHERE recorded_at >= {recorded_since} OR occurred_at >= {occurred_since} OR recorded_at IS NULL;
 
 -- name: source_has_rows_since
 SELECT EXISTS (SELECT FROM {source} WHERE occurred_at >= %(since)s) AS found;
@@ -52,8 +66,8 @@ UPDATE quarantined_events q
    AND NOT EXISTS (
        SELECT FROM {source} s
         WHERE s.event_id = q.event_id
-          AND (contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at)
-                 IS NOT NULL
+          AND (contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
+                              s.event_type = ANY (%(summed_event_types)s::text[])) IS NOT NULL
                OR s.event_type <> ALL (%(known_event_types)s::text[])));
 
 -- name: record_contract_run

@@ -7,19 +7,17 @@ SELECT window_id, ends_at
    AND sealed_at IS NULL
    AND ends_at <= %(closed_before)s
    AND (ends_at, window_id) > (%(after_ends_at)s, %(after_window_id)s)
-   AND meter = ANY (%(meters)s::text[])
  ORDER BY ends_at, window_id
  LIMIT %(limit)s
    FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: facts_for_cut
-SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.meter, w.starts_at, w.ends_at, w.target,
+SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.starts_at, w.ends_at, w.target,
        coalesce(e.stated, 0) AS stated,
        coalesce(e.next_sequence, 0) AS next_sequence,
        coalesce(e.open_or_held, false) AS open_or_held,
        slot.last_slot_at
   FROM usage_windows w
-  JOIN unnest(%(meters)s::text[], %(event_names)s::text[]) AS meter (name, event_name) ON meter.name = w.meter
   LEFT JOIN LATERAL (
        SELECT sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')) AS stated,
               max(sequence) + 1 AS next_sequence,
@@ -29,7 +27,7 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.meter, w.starts_a
   LEFT JOIN LATERAL (
        SELECT max(slot_at) AS last_slot_at
          FROM ledger_entries
-        WHERE stripe_customer_id = w.stripe_customer_id AND event_name = meter.event_name
+        WHERE stripe_customer_id = w.stripe_customer_id AND event_name = w.event_name
           AND slot_at >= w.starts_at AND slot_at < w.ends_at) slot ON true
  WHERE w.window_id = ANY (%(window_ids)s::bigint[])
  ORDER BY w.ends_at, w.window_id;

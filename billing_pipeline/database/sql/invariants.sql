@@ -113,22 +113,26 @@ SELECT 'entry ' || entry_id AS offender, format('ambiguous since %%s', first_att
  LIMIT 100;
 
 -- name: v13_completeness
--- Every row of the source in the lookback is in exactly one of: counted, in quarantine, excluded by the catalogue.
+-- Every row of the source in reach is in exactly one of: counted, in quarantine, excluded by the catalogue of its hour.
 -- Two sums per organization and hour: what the rows say, and what the windows counted.
-WITH meter AS (
-    SELECT * FROM unnest({meters}::text[], {event_types}::text[]) AS meter (name, event_type)
-), source AS (
-    SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC') AS hour_at, meter.name AS meter, count(*) AS rows
-      FROM {source} s
-      JOIN meter ON meter.event_type = s.event_type
-     WHERE s.occurred_at >= {lookback_start} AND s.recorded_at < {counted_before}
-       AND contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at) IS NULL
-       AND NOT EXISTS (SELECT FROM quarantined_events q WHERE q.event_id = s.event_id AND q.mended_at IS NULL)
+WITH source AS (
+    SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC') AS hour_at, v.meter,
+           count(*) FILTER (WHERE s.fault IS NULL) AS rows
+      FROM (SELECT event_id, organization_id, event_type, occurred_at,
+                   contract_fault(event_id, organization_id, event_type, quantity, occurred_at, recorded_at,
+                       EXISTS (SELECT FROM meter_versions n
+                                WHERE event_type = ANY (n.event_types) AND n.aggregation <> 'count'
+                                  AND tstzrange(n.valid_from, n.valid_until) @> occurred_at)) AS fault
+              FROM {source}
+             WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end} AND recorded_at < {counted_before}) s
+      JOIN (SELECT meter, valid_from, valid_until, unnest(event_types) AS event_type FROM meter_versions) v
+        ON v.event_type = s.event_type AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at
+     WHERE NOT EXISTS (SELECT FROM quarantined_events q WHERE q.event_id = s.event_id AND q.mended_at IS NULL)
      GROUP BY 1, 2, 3
 ), counted AS (
     SELECT organization_id, date_trunc('hour', starts_at, 'UTC') AS hour_at, meter, sum(event_count) AS rows
       FROM usage_windows
-     WHERE starts_at >= {lookback_start}
+     WHERE starts_at >= {reach_start}
      GROUP BY 1, 2, 3
 )
 SELECT format('%%s %%s %%s', organization_id, meter, hour_at) AS offender,

@@ -1,19 +1,36 @@
+-- Both statements run in one snapshot.  They read the hours in reach, back to the start of their month because
+-- fractions are carried within it, and whatever is not settled before that: age alone never hides what is owed.
+
 -- name: reconcile_usage
--- Three sides per organization and meter over the lookback: what the source holds, what the ledger says, and what
--- Stripe last showed.  The source is summed on its own here, not taken from the windows it is compared with.
-WITH meter AS (
-    SELECT *
-      FROM unnest({meters}::text[], {event_types}::text[], {aggregations}::text[], {unit_scales}::numeric[],
-                  {event_names}::text[])
-           AS meter (name, event_type, aggregation, unit_scale, event_name)
-), source AS (
-    SELECT s.organization_id, meter.name AS meter, count(*) AS events,
-           floor(sum(CASE meter.aggregation WHEN 'count' THEN 1 ELSE s.quantity END) * max(meter.unit_scale)) AS units
-      FROM {source} s
-      JOIN meter ON meter.event_type = s.event_type
-     WHERE s.occurred_at >= {lookback_start}
-       AND contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at) IS NULL
-     GROUP BY s.organization_id, meter.name
+-- The source and the ledger per organization and meter.  The source is summed on its own here, by the definitions
+-- that were valid in each hour, and not taken from the windows it is compared with.
+WITH source AS (
+    SELECT organization_id, meter, sum(events) AS events, sum(units) AS units
+      FROM (SELECT s.organization_id, v.meter, count(*) FILTER (WHERE s.fault IS NULL) AS events,
+                   sum(CASE v.aggregation WHEN 'count' THEN 1 ELSE s.quantity END) FILTER (WHERE s.fault IS NULL)
+                       * v.unit_scale AS units
+              FROM (SELECT organization_id, event_type, quantity, occurred_at,
+                           contract_fault(event_id, organization_id, event_type, quantity, occurred_at, recorded_at,
+                               EXISTS (SELECT FROM meter_versions n
+                                        WHERE event_type = ANY (n.event_types) AND n.aggregation <> 'count'
+                                          AND tstzrange(n.valid_from, n.valid_until) @> occurred_at)) AS fault
+                      FROM {source}
+                     WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end}) s
+              JOIN (SELECT meter, aggregation, unit_scale, valid_from, valid_until, unnest(event_types) AS event_type
+                      FROM meter_versions) v
+                ON v.event_type = s.event_type AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at
+             GROUP BY s.organization_id, v.meter, v.unit_scale) by_scale
+     WHERE events > 0
+     GROUP BY organization_id, meter
+), older AS (
+    SELECT w.*
+      FROM usage_windows w
+     WHERE w.starts_at < {month_start}
+       AND w.window_id IN (
+           SELECT window_id FROM usage_windows WHERE cut_due OR hold_reason IS NOT NULL
+           UNION
+           SELECT window_id FROM ledger_entries
+            WHERE state IN ('pending', 'ambiguous', 'accepted') OR hold_reason IS NOT NULL)
 ), entry AS (
     SELECT window_id,
            coalesce(sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')), 0) AS stated,
@@ -22,22 +39,28 @@ WITH meter AS (
            coalesce(sum(value) FILTER (WHERE state IN ('confirmed', 'adopted')), 0) AS confirmed,
            bool_or(state = 'rejected' AND hold_reason IS NOT NULL) AS rejected,
            bool_or(state IN ('pending', 'ambiguous')) AS open
-      FROM ledger_entries
+      FROM (SELECT window_id, state, value, hold_reason FROM ledger_entries WHERE slot_at >= {month_start}
+             UNION ALL
+            SELECT window_id, e.state, e.value, e.hold_reason FROM older JOIN ledger_entries e USING (window_id)) e
      GROUP BY window_id
 ), owed AS (
     -- Each window's difference has one reason: the first that holds.
-    SELECT w.*, e.stated, e.in_flight, e.unconfirmed, e.confirmed, w.target - coalesce(e.stated, 0) AS owed,
+    SELECT w.organization_id, w.stripe_customer_id, w.meter, w.starts_at, w.units, w.target,
+           e.stated, e.in_flight, e.unconfirmed, e.confirmed, w.target - coalesce(e.stated, 0) AS owed,
            CASE WHEN w.stripe_customer_id IS NULL THEN 'unmapped'
                 WHEN w.hold_reason IS NOT NULL THEN 'held'
                 WHEN e.rejected THEN 'rejected'
                 WHEN w.ends_at > {closed_before} THEN 'still_open'
                 WHEN e.open THEN 'waiting' END AS reason
-      FROM usage_windows w
+      FROM (SELECT * FROM usage_windows WHERE starts_at >= {month_start} UNION ALL SELECT * FROM older) w
       LEFT JOIN entry e USING (window_id)
-     WHERE w.starts_at >= {lookback_start}
-), ledger AS (
-    SELECT organization_id, owed.meter,
-           floor(sum(quantity) * max(meter.unit_scale)) AS counted_units,
+), chain AS (
+    SELECT organization_id, meter,
+           sum(CASE WHEN starts_at >= {month_start} THEN units ELSE target END) AS counted_units,
+           -- Rows that have left the reach are no longer read; their windows stand for them.
+           sum(CASE WHEN starts_at >= {month_start} THEN units ELSE target END)
+               FILTER (WHERE starts_at < {reach_start}) AS past_units,
+           floor(sum(units - target) FILTER (WHERE starts_at >= {month_start})) AS miscarried,
            sum(target) AS target, sum(stated) AS stated, sum(in_flight) AS in_flight,
            sum(unconfirmed) AS unconfirmed, sum(confirmed) AS confirmed,
            sum(owed) FILTER (WHERE reason = 'unmapped') AS unmapped,
@@ -46,29 +69,70 @@ WITH meter AS (
            sum(owed) FILTER (WHERE reason = 'still_open') AS still_open,
            sum(owed) FILTER (WHERE reason = 'waiting') AS waiting
       FROM owed
-      JOIN (SELECT DISTINCT name, unit_scale FROM meter) meter ON meter.name = owed.meter
-     GROUP BY organization_id, owed.meter
-), stripe AS (
-    SELECT owner.organization_id, owner.meter, sum(s.observed) AS observed
-      FROM meter_summaries s
-      JOIN (SELECT DISTINCT event_name, name FROM meter) m ON m.event_name = s.event_name
-      JOIN LATERAL (
-           SELECT w.organization_id, w.meter
-             FROM usage_windows w
-            WHERE w.stripe_customer_id = s.stripe_customer_id AND w.meter = m.name
-              AND w.starts_at >= s.hour_at AND w.starts_at < s.hour_at + interval '1 hour'
-            LIMIT 1) owner ON true
-     WHERE s.hour_at >= {lookback_start}
-     GROUP BY owner.organization_id, owner.meter
+     GROUP BY organization_id, stripe_customer_id, meter, date_trunc('month', starts_at, 'UTC')
+), ledger AS (
+    SELECT organization_id, meter, sum(counted_units) AS counted_units, sum(past_units) AS past_units,
+           -- Two customers' faults do not make up for each other.
+           sum(miscarried) FILTER (WHERE miscarried > 0) AS lost, sum(miscarried) FILTER (WHERE miscarried < 0) AS gained,
+           sum(target) AS target, sum(stated) AS stated, sum(in_flight) AS in_flight,
+           sum(unconfirmed) AS unconfirmed, sum(confirmed) AS confirmed, sum(unmapped) AS unmapped,
+           sum(held) AS held, sum(rejected) AS rejected, sum(still_open) AS still_open, sum(waiting) AS waiting
+      FROM chain
+     GROUP BY organization_id, meter
 )
 SELECT organization_id, meter,
-       coalesce(source.events, 0) AS source_events, coalesce(source.units, 0) AS source_units,
-       coalesce(counted_units, 0) AS counted_units, coalesce(target, 0) AS target, coalesce(stated, 0) AS stated,
-       coalesce(confirmed, 0) AS confirmed, coalesce(observed, 0) AS observed,
+       coalesce(source.events, 0) AS source_events,
+       trim_scale(coalesce(source.units, 0) + coalesce(past_units, 0)) AS source_units,
+       trim_scale(coalesce(counted_units, 0)) AS counted_units,
+       coalesce(lost, 0) AS lost, coalesce(gained, 0) AS gained,
+       coalesce(target, 0) AS target, coalesce(stated, 0) AS stated, coalesce(confirmed, 0) AS confirmed,
        coalesce(in_flight, 0) AS in_flight, coalesce(unconfirmed, 0) AS unconfirmed,
        coalesce(rejected, 0) AS rejected, coalesce(unmapped, 0) AS unmapped, coalesce(held, 0) AS held,
        coalesce(still_open, 0) AS still_open, coalesce(waiting, 0) AS waiting
   FROM source
   FULL JOIN ledger USING (organization_id, meter)
-  FULL JOIN stripe USING (organization_id, meter)
  ORDER BY organization_id, meter;
+
+-- name: differing_hours
+-- Hours in which Stripe last showed something other than what is confirmed.  Only these are looked at closely, so the
+-- work follows the differences: which of their entries may be shown or not, and which were confirmed only after the
+-- summary was read.
+WITH hour AS (
+    SELECT stripe_customer_id, event_name, date_trunc('hour', slot_at, 'UTC') AS hour_at, min(window_id) AS window_id,
+           coalesce(sum(value) FILTER (WHERE state IN ('confirmed', 'adopted')), 0) AS confirmed,
+           coalesce(sum(value) FILTER (WHERE state NOT IN ('confirmed', 'adopted') AND value > 0), 0) AS open_added,
+           coalesce(sum(value) FILTER (WHERE state NOT IN ('confirmed', 'adopted') AND value < 0), 0) AS open_taken
+      FROM ledger_entries
+     WHERE slot_at >= {month_start} AND state NOT IN ('rejected', 'replaced')
+     GROUP BY stripe_customer_id, event_name, hour_at
+)
+SELECT coalesce(w.organization_id, mapped.organization_id, s.stripe_customer_id) AS organization_id,
+       coalesce(w.meter, metered.meter, s.event_name) AS meter,
+       s.observed::numeric AS observed, coalesce(hour.confirmed, 0) AS confirmed,
+       coalesce(hour.open_added, 0) AS open_added, coalesce(hour.open_taken, 0) AS open_taken,
+       coalesce(later.added, 0) AS later_added, coalesce(later.taken, 0) AS later_taken
+  FROM meter_summaries s
+  LEFT JOIN hour ON hour.stripe_customer_id = s.stripe_customer_id AND hour.event_name = s.event_name
+   AND hour.hour_at = s.hour_at
+  LEFT JOIN usage_windows w ON w.window_id = hour.window_id
+  LEFT JOIN LATERAL (
+       SELECT organization_id
+         FROM customer_mappings m
+        WHERE m.stripe_customer_id = s.stripe_customer_id
+          AND m.valid_during && tstzrange(s.hour_at, s.hour_at + interval '1 hour')
+        LIMIT 1) mapped ON true
+  LEFT JOIN LATERAL (
+       SELECT meter
+         FROM meter_versions v
+        WHERE v.event_name = s.event_name AND tstzrange(v.valid_from, v.valid_until) @> s.hour_at
+        LIMIT 1) metered ON true
+  LEFT JOIN LATERAL (
+       SELECT sum(e.value) FILTER (WHERE e.value > 0) AS added, sum(e.value) FILTER (WHERE e.value < 0) AS taken
+         FROM ledger_entries e
+        WHERE e.stripe_customer_id = s.stripe_customer_id AND e.event_name = s.event_name
+          AND e.slot_at >= s.hour_at AND e.slot_at < s.hour_at + interval '1 hour'
+          AND e.state IN ('confirmed', 'adopted')
+          AND EXISTS (SELECT FROM evidence v
+                       WHERE v.entry_id = e.entry_id AND v.kind IN ('summary_present', 'adoption')
+                         AND v.observed_at > s.observed_at)) later ON true
+ WHERE s.hour_at >= {month_start} AND s.observed <> coalesce(hour.confirmed, 0);

@@ -14,6 +14,8 @@ CREATE TABLE billing_pipeline.ledger_identity (
     stripe_account TEXT NOT NULL,
     livemode BOOLEAN NOT NULL,
     epoch INTEGER DEFAULT 0 NOT NULL,
+    database_system_id TEXT,
+    database_timeline TEXT,
     frozen_reason TEXT,
     frozen_at TIMESTAMPTZ,
     bound_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
@@ -23,6 +25,8 @@ CREATE TABLE billing_pipeline.ledger_identity (
 );
 COMMENT ON COLUMN billing_pipeline.ledger_identity.stripe_account IS 'the account this ledger states usage to';
 COMMENT ON COLUMN billing_pipeline.ledger_identity.epoch IS 'raised by recovery only';
+COMMENT ON COLUMN billing_pipeline.ledger_identity.database_system_id IS 'pg_control_system(); null where the server hides it';
+COMMENT ON COLUMN billing_pipeline.ledger_identity.database_timeline IS 'changes when a backup is restored or a standby promoted';
 COMMENT ON COLUMN billing_pipeline.ledger_identity.frozen_reason IS 'not null: nothing is sent until a person releases it';
 
 CREATE TABLE billing_pipeline.customer_mappings (
@@ -82,19 +86,41 @@ CREATE TABLE billing_pipeline.aggregations (
 COMMENT ON COLUMN billing_pipeline.aggregations.scope IS 'touched: windows with new rows; full: the whole lookback';
 COMMENT ON COLUMN billing_pipeline.aggregations.cutoff_at IS 'clock of the snapshot that was read';
 
+CREATE TABLE billing_pipeline.meter_versions (
+    meter TEXT NOT NULL,
+    version TEXT NOT NULL,
+    event_types TEXT[] NOT NULL,
+    aggregation TEXT NOT NULL,
+    event_name TEXT NOT NULL,
+    unit_scale NUMERIC NOT NULL,
+    valid_from TIMESTAMPTZ NOT NULL,
+    valid_until TIMESTAMPTZ,
+    CONSTRAINT meter_versions_pkey PRIMARY KEY (meter, valid_from),
+    CONSTRAINT meter_versions_span_check CHECK (valid_from < valid_until),
+    CONSTRAINT meter_versions_one_at_a_time EXCLUDE USING gist (billing_pipeline.text_range(meter, meter, '[]') WITH &&, tstzrange(valid_from, valid_until) WITH &&)
+);
+COMMENT ON COLUMN billing_pipeline.meter_versions.version IS 'hash of the definition in this row';
+COMMENT ON COLUMN billing_pipeline.meter_versions.event_name IS 'Stripe''s meter event name';
+COMMENT ON COLUMN billing_pipeline.meter_versions.unit_scale IS 'Stripe units per unit of quantity';
+COMMENT ON COLUMN billing_pipeline.meter_versions.valid_from IS 'a full UTC hour';
+COMMENT ON COLUMN billing_pipeline.meter_versions.valid_until IS 'a full UTC hour; null: the catalogue still says so';
+
 CREATE TABLE billing_pipeline.usage_windows (
     window_id BIGINT GENERATED ALWAYS AS IDENTITY,
     organization_id TEXT NOT NULL,
     stripe_customer_id TEXT,
     meter TEXT NOT NULL,
+    meter_version TEXT NOT NULL,
+    event_name TEXT NOT NULL,
     starts_at TIMESTAMPTZ NOT NULL,
     ends_at TIMESTAMPTZ NOT NULL,
     target NUMERIC NOT NULL,
+    carried NUMERIC DEFAULT 0 NOT NULL,
+    units NUMERIC DEFAULT 0 NOT NULL,
     quantity NUMERIC NOT NULL,
     event_count BIGINT NOT NULL,
     last_recorded_at TIMESTAMPTZ,
     contract_version TEXT NOT NULL,
-    catalogue_version TEXT NOT NULL,
     cutoff_at TIMESTAMPTZ NOT NULL,
     cut_due BOOLEAN DEFAULT true NOT NULL,
     hold_reason TEXT,
@@ -106,10 +132,16 @@ CREATE TABLE billing_pipeline.usage_windows (
     CONSTRAINT usage_windows_natural_key UNIQUE NULLS NOT DISTINCT (organization_id, stripe_customer_id, meter, starts_at, ends_at)
 );
 CREATE INDEX usage_windows_cut_due_idx ON billing_pipeline.usage_windows (ends_at, window_id) WHERE cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL;
+CREATE INDEX usage_windows_fractions_idx ON billing_pipeline.usage_windows (starts_at) WHERE units <> trunc(units) OR carried <> 0;
+CREATE INDEX usage_windows_not_settled_idx ON billing_pipeline.usage_windows (starts_at) WHERE cut_due OR hold_reason IS NOT NULL;
 CREATE INDEX usage_windows_starts_at_idx ON billing_pipeline.usage_windows (starts_at);
 COMMENT ON COLUMN billing_pipeline.usage_windows.stripe_customer_id IS 'null: unmapped; owed, never sent';
+COMMENT ON COLUMN billing_pipeline.usage_windows.meter_version IS 'the definition that counted it; empty: adopted, not counted';
+COMMENT ON COLUMN billing_pipeline.usage_windows.event_name IS 'Stripe''s meter event name in this window''s hour';
 COMMENT ON COLUMN billing_pipeline.usage_windows.target IS 'what the source says now, in whole Stripe units';
-COMMENT ON COLUMN billing_pipeline.usage_windows.quantity IS 'the same before the unit scale, exact';
+COMMENT ON COLUMN billing_pipeline.usage_windows.carried IS 'the part of target that makes up for fractions of its customer, meter and month';
+COMMENT ON COLUMN billing_pipeline.usage_windows.units IS 'quantity times unit scale, exact';
+COMMENT ON COLUMN billing_pipeline.usage_windows.quantity IS 'before the unit scale, exact';
 COMMENT ON COLUMN billing_pipeline.usage_windows.last_recorded_at IS 'with count and quantity: the digest of the rows';
 COMMENT ON COLUMN billing_pipeline.usage_windows.cutoff_at IS 'clock of the snapshot the target was read in';
 COMMENT ON COLUMN billing_pipeline.usage_windows.cut_due IS 'target may differ from stated';
@@ -127,15 +159,73 @@ CREATE TABLE billing_pipeline.meter_summaries (
 COMMENT ON COLUMN billing_pipeline.meter_summaries.hour_at IS 'start of the UTC hour';
 COMMENT ON COLUMN billing_pipeline.meter_summaries.observed IS 'what Stripe last showed for the hour';
 
-CREATE TABLE billing_pipeline.flushes (
-    flush_id UUID NOT NULL,
-    started_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
-    finished_at TIMESTAMPTZ,
+CREATE TABLE billing_pipeline.canaries (
+    canary_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    event_name TEXT NOT NULL,
+    stripe_customer_id TEXT NOT NULL,
+    slot_at TIMESTAMPTZ NOT NULL,
+    identifier TEXT NOT NULL,
+    started_at TIMESTAMPTZ NOT NULL,
     outcome TEXT,
-    counts JSONB DEFAULT '{}'::jsonb NOT NULL,
-    CONSTRAINT flushes_pkey PRIMARY KEY (flush_id)
+    seen_at TIMESTAMPTZ,
+    CONSTRAINT canaries_pkey PRIMARY KEY (canary_id),
+    CONSTRAINT canaries_identifier_key UNIQUE (identifier),
+    CONSTRAINT canaries_event_name_slot_at_key UNIQUE (event_name, slot_at),
+    CONSTRAINT canaries_outcome_check CHECK (outcome IN ('ok', 'duplicate', 'not_executed', 'rejected', 'unknown'))
 );
-COMMENT ON COLUMN billing_pipeline.flushes.outcome IS 'null: still running, or it died';
+CREATE INDEX canaries_unseen_idx ON billing_pipeline.canaries (event_name, started_at) WHERE seen_at IS NULL;
+COMMENT ON COLUMN billing_pipeline.canaries.stripe_customer_id IS 'has no subscription, so it is never priced';
+COMMENT ON COLUMN billing_pipeline.canaries.started_at IS 'committed before the request leaves, like an attempt';
+COMMENT ON COLUMN billing_pipeline.canaries.outcome IS 'null: not known';
+COMMENT ON COLUMN billing_pipeline.canaries.seen_at IS 'when a summary first showed it: everything sent before it is settled';
+
+CREATE TABLE billing_pipeline.flush_leases (
+    lock_key TEXT NOT NULL,
+    holder TEXT NOT NULL,
+    fence BIGINT NOT NULL,
+    expires_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT flush_leases_pkey PRIMARY KEY (lock_key)
+);
+COMMENT ON COLUMN billing_pipeline.flush_leases.holder IS 'a Dagster run id, or the command''s own';
+COMMENT ON COLUMN billing_pipeline.flush_leases.fence IS 'rises with every new holder';
+
+CREATE TABLE billing_pipeline.billing_periods (
+    period_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    stripe_customer_id TEXT NOT NULL,
+    event_name TEXT NOT NULL,
+    during TSTZRANGE NOT NULL,
+    subscription_item_id TEXT NOT NULL,
+    synced_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT billing_periods_pkey PRIMARY KEY (period_id),
+    CONSTRAINT billing_periods_during_check CHECK (NOT isempty(during)),
+    CONSTRAINT billing_periods_one_at_a_time EXCLUDE USING gist (billing_pipeline.text_range(stripe_customer_id, stripe_customer_id, '[]') WITH &&, billing_pipeline.text_range(event_name, event_name, '[]') WITH &&, during WITH &&)
+);
+COMMENT ON COLUMN billing_pipeline.billing_periods.during IS 'half-open, UTC; as Stripe''s subscription item has it';
+
+CREATE TABLE billing_pipeline.error_reports (
+    stripe_event_id TEXT NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    rejected INTEGER NOT NULL,
+    named INTEGER NOT NULL,
+    codes JSONB NOT NULL,
+    applied_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT error_reports_pkey PRIMARY KEY (stripe_event_id)
+);
+COMMENT ON COLUMN billing_pipeline.error_reports.created_at IS 'Stripe''s';
+COMMENT ON COLUMN billing_pipeline.error_reports.rejected IS 'errors Stripe counted; its samples may name fewer';
+COMMENT ON COLUMN billing_pipeline.error_reports.named IS 'entries of ours it named';
+
+CREATE TABLE billing_pipeline.ledger_operations (
+    operation_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    action TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    details JSONB DEFAULT '{}'::jsonb NOT NULL,
+    done_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT ledger_operations_pkey PRIMARY KEY (operation_id),
+    CONSTRAINT ledger_operations_action_check CHECK (action IN ('freeze', 'adopt', 'release', 'release_hold'))
+);
+COMMENT ON COLUMN billing_pipeline.ledger_operations.actor IS 'who did it; the pipeline itself for a freeze';
 
 CREATE TABLE billing_pipeline.ledger_entries (
     entry_id BIGINT GENERATED ALWAYS AS IDENTITY,
@@ -157,18 +247,20 @@ CREATE TABLE billing_pipeline.ledger_entries (
     created_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT ledger_entries_pkey PRIMARY KEY (entry_id),
     CONSTRAINT ledger_entries_window_id_sequence_key UNIQUE (window_id, sequence),
-    CONSTRAINT ledger_entries_slot_key UNIQUE (stripe_customer_id, event_name, slot_at),
     CONSTRAINT ledger_entries_identifier_key UNIQUE (identifier),
     CONSTRAINT ledger_entries_sequence_check CHECK (sequence BETWEEN 0 AND 59),
     CONSTRAINT ledger_entries_value_check CHECK (value <> 0 AND abs(value) < 1000000000000000),
     CONSTRAINT ledger_entries_identifier_check CHECK (length(identifier) <= 100),
     CONSTRAINT ledger_entries_slot_at_check CHECK (date_trunc('minute', slot_at) = slot_at),
-    CONSTRAINT ledger_entries_attempted_before_outcome_check CHECK (state IN ('pending', 'adopted') OR first_attempt_at IS NOT NULL OR hold_reason IS NOT NULL),
+    CONSTRAINT ledger_entries_attempted_before_outcome_check CHECK (state IN ('pending', 'adopted', 'replaced') OR first_attempt_at IS NOT NULL OR hold_reason IS NOT NULL),
     CONSTRAINT ledger_entries_window_id_fkey FOREIGN KEY(window_id) REFERENCES billing_pipeline.usage_windows (window_id)
 );
 CREATE INDEX ledger_entries_due_idx ON billing_pipeline.ledger_entries (next_attempt_at) WHERE state IN ('pending', 'ambiguous') AND hold_reason IS NULL;
-CREATE INDEX ledger_entries_unconfirmed_idx ON billing_pipeline.ledger_entries (slot_at) WHERE state = 'accepted';
+CREATE INDEX ledger_entries_not_settled_idx ON billing_pipeline.ledger_entries (window_id) WHERE state IN ('pending', 'ambiguous', 'accepted') OR hold_reason IS NOT NULL;
+CREATE INDEX ledger_entries_slot_at_idx ON billing_pipeline.ledger_entries (slot_at);
+CREATE INDEX ledger_entries_unsettled_idx ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE state IN ('ambiguous', 'accepted');
 CREATE UNIQUE INDEX ledger_entries_one_open ON billing_pipeline.ledger_entries (window_id) WHERE state IN ('pending', 'ambiguous');
+CREATE UNIQUE INDEX ledger_entries_slot_key ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE state <> 'replaced';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.event_name IS 'Stripe''s meter event name, frozen at the cut';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.value IS 'a delta in Stripe units; negative corrects';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.slot_at IS 'the entry''s own minute: its Stripe timestamp';
@@ -203,36 +295,45 @@ CREATE TABLE billing_pipeline.evidence (
     kind TEXT NOT NULL,
     observed BIGINT,
     granularity TEXT NOT NULL,
+    canary_sent_at TIMESTAMPTZ,
     observed_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT evidence_pkey PRIMARY KEY (evidence_id),
     CONSTRAINT evidence_kind_check CHECK (kind IN ('summary_present', 'summary_absent', 'error_report', 'adoption')),
-    CONSTRAINT evidence_granularity_check CHECK (granularity IN ('hour', 'minute')),
+    CONSTRAINT evidence_granularity_check CHECK (granularity IN ('hour', 'minute', 'report')),
     CONSTRAINT evidence_entry_id_fkey FOREIGN KEY(entry_id) REFERENCES billing_pipeline.ledger_entries (entry_id)
 );
 CREATE INDEX evidence_entry_id_idx ON billing_pipeline.evidence (entry_id);
 COMMENT ON COLUMN billing_pipeline.evidence.observed IS 'units that Stripe shows for the entry';
-COMMENT ON COLUMN billing_pipeline.evidence.granularity IS 'hour: the whole hour agreed; minute: its own slot';
+COMMENT ON COLUMN billing_pipeline.evidence.granularity IS 'hour: the whole hour agreed; minute: its own slot; report: Stripe named it';
+COMMENT ON COLUMN billing_pipeline.evidence.canary_sent_at IS 'absence: the visible canary that Stripe got later than this entry';
 
--- The row contract as the database knows it; `usage/contract.py` states the same rules for the report.
+-- The row contract as the database knows it; `usage/row_contract.py` states the same rules for the report.
 -- A property test holds the two equal row by row.  Aggregation uses this one, inside the snapshot it counts,
 -- so that a row which arrives after validation cannot slip past it.
 -- Ages are measured against recorded_at, not against now: a row's verdict must not change as it grows old.
+-- A quantity is needed for an event type that some meter sums; a count does without, but a wrong one is a fault for all.
+-- PostgreSQL knows times that neither Python nor Arrow can hold; they are refused before anything is computed of them,
+-- with the last day of the year 9999, whose windows would end outside it.
+-- Every expression is immutable (a time plus an interval is not), so that the planner can inline the function: as a
+-- call it costs a million rows several seconds.
 CREATE FUNCTION billing_pipeline.contract_fault(
     event_id text, organization_id text, event_type text, quantity numeric,
-    occurred_at timestamptz, recorded_at timestamptz
+    occurred_at timestamptz, recorded_at timestamptz, quantity_needed boolean DEFAULT true
 ) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
     WHEN event_id IS NULL OR event_id = '' THEN 'event_id_missing'
     WHEN organization_id IS NULL OR organization_id = '' THEN 'organization_id_missing'
     WHEN event_type IS NULL OR event_type = '' THEN 'event_type_missing'
-    WHEN quantity IS NULL THEN 'quantity_missing'
+    WHEN quantity IS NULL AND quantity_needed THEN 'quantity_missing'
     WHEN quantity IN ('NaN', 'Infinity', '-Infinity') THEN 'quantity_not_finite'
     WHEN quantity < 0 THEN 'quantity_negative'
     WHEN quantity >= 1000000000000000 OR scale(trim_scale(quantity)) > 12 THEN 'quantity_too_many_digits'
-    WHEN occurred_at IS NULL OR recorded_at IS NULL OR NOT isfinite(occurred_at) OR NOT isfinite(recorded_at)
-        THEN 'occurred_at_missing'
-    WHEN occurred_at > recorded_at + interval '5 minutes' THEN 'occurred_at_in_future'
-    WHEN occurred_at < recorded_at - interval '840 hours' THEN 'occurred_at_too_old'
+    WHEN occurred_at IS NULL THEN 'occurred_at_missing'
+    WHEN recorded_at IS NULL THEN 'recorded_at_missing'
+    WHEN least(occurred_at, recorded_at) < '0001-01-01 00:00:00+00'
+        OR greatest(occurred_at, recorded_at) >= '9999-12-31 00:00:00+00' THEN 'time_out_of_range'
+    WHEN occurred_at - recorded_at > interval '5 minutes' THEN 'occurred_at_in_future'
+    WHEN recorded_at - occurred_at > interval '840 hours' THEN 'occurred_at_too_old'
 END;
 
 -- What no code may do, whoever writes it: the ledger is append-only and its states move only forward.
@@ -290,6 +391,18 @@ BEGIN
     RETURN NEW;
 END $$;
 
+-- An entry begins as a statement to be sent, or as what Stripe was found to show; never half-way.
+CREATE FUNCTION billing_pipeline.guard_new_ledger_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.state NOT IN ('pending', 'adopted') OR NEW.first_attempt_at IS NOT NULL OR NEW.fence <> 0 THEN
+        RAISE EXCEPTION 'a ledger entry may not begin as %', NEW.state
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER guard_new BEFORE INSERT ON billing_pipeline.ledger_entries
+    FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_new_ledger_entry();
 CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.ledger_entries
     FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_ledger_entry();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.ledger_entries
@@ -301,4 +414,8 @@ CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.attem
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.evidence
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.usage_windows
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.ledger_operations
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.canaries
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();

@@ -1,0 +1,155 @@
+"""The contract of a single row, as one pandera schema over a chunk of the source.
+
+`contract.py` runs it on the frames that ADBC reads; what a chunk's columns are is decided here and in the statement
+`read_for_contract`.  `database/schema/contract.sql` states the same rules for aggregation, in the snapshot it counts,
+and a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+import pyarrow
+from psycopg import Connection
+from psycopg.sql import SQL, Literal
+
+from billing_pipeline.database import queries
+from billing_pipeline.database.arrow import read_batches
+from billing_pipeline.domain.catalogue import Catalogue
+
+FUTURE_MAX = timedelta(minutes=5)  # Stripe: a meter event may lie at most 5 minutes ahead
+PAST_MAX = timedelta(days=35)  # Stripe: and at most 35 days back
+_MICROSECOND = timedelta(microseconds=1)
+
+_COLUMNS = pyarrow.schema(
+    [
+        ("event_id", pyarrow.string()),
+        ("organization_id", pyarrow.string()),
+        ("event_type", pyarrow.string()),
+        ("quantity", pyarrow.string()),
+        ("occurred_at", pyarrow.string()),
+        ("recorded_at", pyarrow.string()),
+        ("lag_microseconds", pyarrow.int64()),
+    ]
+)
+
+ROW_RULES = (
+    "event_id_missing",
+    "organization_id_missing",
+    "event_type_missing",
+    "quantity_missing",
+    "quantity_not_finite",
+    "quantity_negative",
+    "quantity_too_many_digits",
+    "occurred_at_missing",
+    "recorded_at_missing",
+    "time_out_of_range",
+    "occurred_at_in_future",
+    "occurred_at_too_old",
+    "event_type_unknown",
+)
+"""Reason codes in order; a row with several faults is quarantined under the first."""
+
+
+def read_chunks(
+    connection: Connection[Any],
+    database_url: str,
+    source: str,
+    *,
+    recorded_since: datetime,
+    occurred_since: datetime | None,
+) -> Iterator[pd.DataFrame]:
+    """The rows recorded or occurred since then, and all without recorded_at, as Arrow-backed frames.
+
+    Raises `DatabaseUnavailable` when the source cannot be read to its end.
+    """
+    statement = SQL(queries.statements()["read_for_contract"]).format(
+        source=queries.relation(source),
+        recorded_since=Literal(recorded_since),
+        occurred_since=Literal(occurred_since or "infinity"),
+    )
+    for batch in read_batches(database_url, statement.as_string(connection)):
+        yield pyarrow.Table.from_batches([batch]).cast(_COLUMNS).to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
+    """The contract as pandera sees a chunk; each check is named by its reason code."""
+    known, summed = sorted(catalogue.known_event_types), sorted(catalogue.summed_event_types)
+    earliest_lag, latest_lag = -FUTURE_MAX // _MICROSECOND, PAST_MAX // _MICROSECOND
+    return pa.DataFrameSchema(
+        {
+            "event_id": _text(_present("event_id"), _filled("event_id")),
+            "organization_id": _text(_present("organization_id"), _filled("organization_id")),
+            "event_type": _text(
+                _present("event_type"),
+                _filled("event_type"),
+                pa.Check(lambda c: c.isin(known), name="event_type_unknown"),
+            ),
+            "quantity": _text(
+                pa.Check(lambda c: ~c.isin(["NaN", "Infinity", "-Infinity"]), name="quantity_not_finite"),
+                pa.Check(lambda c: ~c.str.startswith("-"), name="quantity_negative"),
+                pa.Check(lambda c: c.str.fullmatch(r"\d{1,15}(\.\d{1,12})?"), name="quantity_too_many_digits"),
+            ),
+            "occurred_at": _text(_present("occurred_at"), pa.Check(_in_range, name="time_out_of_range")),
+            "recorded_at": _text(_present("recorded_at"), pa.Check(_in_range, name="time_out_of_range")),
+            "lag_microseconds": pa.Column(
+                pd.ArrowDtype(pyarrow.int64()),
+                [
+                    pa.Check(lambda c: c >= earliest_lag, name="occurred_at_in_future"),
+                    pa.Check(lambda c: c <= latest_lag, name="occurred_at_too_old"),
+                ],
+                nullable=True,
+            ),
+        },
+        # Only this rule looks at two columns: a count needs no quantity, a sum does.
+        checks=pa.Check(
+            lambda rows: rows["quantity"].notna() | ~rows["event_type"].isin(summed),
+            name="quantity_missing",
+            ignore_na=False,
+        ),
+        strict=True,
+        ordered=True,
+    )
+
+
+def first_faults(schema: pa.DataFrameSchema, chunk: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `chunk` that break a rule, with a column `reason`: the first rule in `ROW_RULES` order.
+
+    Raises `pandera.errors.SchemaErrors` only for faults that are not a row's, such as a wrong type.
+    """
+    try:
+        schema.validate(chunk, lazy=True)
+    except pa.errors.SchemaErrors as exc:
+        cases = exc.failure_cases
+        if not cases["check"].isin(ROW_RULES).all():
+            raise
+        rank = cases["check"].map({reason: position for position, reason in enumerate(ROW_RULES)})
+        first = cases.assign(rank=rank).sort_values("rank").drop_duplicates("index").set_index("index")["check"]
+        return chunk.loc[first.index].assign(reason=first)
+    return chunk.iloc[0:0].assign(reason=[])
+
+
+def storable_times(times: pd.Series) -> pd.Series:
+    """The same times with null for one outside the years that Python can read back."""
+    return times.where(_in_range(times))
+
+
+def _in_range(times: pd.Series) -> pd.Series:
+    # The last day is out: its last window would end in the year 10000.
+    return times.str.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+") & ~times.str.startswith("9999-12-31")
+
+
+def _text(*checks: pa.Check) -> pa.Column:
+    return pa.Column(pd.ArrowDtype(pyarrow.string()), list(checks), nullable=True)
+
+
+def _present(column: str) -> pa.Check:
+    return pa.Check(lambda c: c.notna(), name=f"{column}_missing", ignore_na=False)
+
+
+def _filled(column: str) -> pa.Check:
+    return pa.Check(lambda c: c != "", name=f"{column}_missing")

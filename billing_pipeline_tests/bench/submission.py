@@ -1,0 +1,135 @@
+"""How fast entries go out, beside the same calls without a ledger, and how much memory a million of them takes."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+from billing_pipeline.database.connection import connect
+from billing_pipeline.settings import Settings
+from billing_pipeline.stripe_api.catalogue import set_up_catalogue
+from billing_pipeline.stripe_api.customers import create_customers
+from billing_pipeline.stripe_api.meter_events import MeterEvent, make_sink
+from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline_tests.bench.line import Line
+from billing_pipeline_tests.bench.stack import bench_stack
+
+CUSTOMERS = 200
+MEMORY_ENTRIES = 1_000_000
+THIS_HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+
+ENTRIES = """
+WITH customer AS (
+    SELECT customer, row_number() OVER () AS number FROM unnest(%(customers)s::text[]) AS customer
+), usage_window AS (
+    INSERT INTO usage_windows (organization_id, stripe_customer_id, meter, event_name, meter_version,
+                               starts_at, ends_at, target, quantity, event_count, contract_version, cutoff_at, cut_due)
+    SELECT 'org-' || number, customer, 'prompt_tokens', 'prompt_tokens', '', hour, hour + interval '1 hour',
+           0, 0, 0, '', 'epoch', false
+      FROM customer,
+           generate_series(%(start)s::timestamptz, %(end)s::timestamptz - interval '1 hour', interval '1 hour') AS hour
+    RETURNING window_id, stripe_customer_id, starts_at
+)
+INSERT INTO ledger_entries (window_id, sequence, epoch, stripe_customer_id, event_name, value, slot_at, identifier)
+SELECT window_id, sequence, 0, stripe_customer_id, 'prompt_tokens', 1, starts_at + sequence * interval '1 minute',
+       'bench-' || window_id || '-' || sequence
+  FROM usage_window, generate_series(0, %(per_window)s - 1) AS sequence
+"""
+
+
+def submit_v2() -> Line:
+    """Entries a second over the v2 stream, against a bare loop of the SDK over the same stream."""
+    return _rate("submit_v2", "v2_stream", entries=120_000, at_least=10_000, ratio_at_least=0.5)
+
+
+def submit_v1() -> Line:
+    """Entries a second over the v1 endpoint, against a bare asynchronous loop of the SDK."""
+    return _rate("submit_v1", "v1", entries=10_000, at_least=1_000, ratio_at_least=0.6)
+
+
+def submit_memory() -> Line:
+    """Peak memory of the process that submits a million pending entries, in MB; less than 400."""
+    command = [
+        sys.executable,
+        "-c",
+        "from billing_pipeline_tests.bench.submission import submit_a_million as run; run()",
+    ]
+    megabytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return Line("submit_memory", megabytes, "MB", megabytes / 400, "<400", megabytes < 400)
+
+
+def submit_a_million() -> None:
+    """Runs in a process of its own, so that the peak is the submitter's."""
+    with bench_stack(stripe_meter_sink="v2_stream") as stack, connect(stack.database_url) as connection:
+        flow = UsageFlow(connection, stack.database_url, stack.settings, holder="bench")
+        _prepare(flow, MEMORY_ENTRIES)
+        sent = flow.submit().accepted
+        assert sent == MEMORY_ENTRIES, sent
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)  # noqa: T201
+
+
+BENCHMARKS = {"submit_v2": submit_v2, "submit_v1": submit_v1, "submit_memory": submit_memory}
+
+
+def _rate(name: str, sink: str, *, entries: int, at_least: int, ratio_at_least: float) -> Line:
+    with bench_stack(stripe_meter_sink=sink) as stack, connect(stack.database_url) as connection:
+        flow = UsageFlow(connection, stack.database_url, stack.settings, holder="bench")
+        customers = _prepare(flow, entries)
+        bare = _bare_rate(stack.settings, customers, entries // 4)
+        started = time.perf_counter()
+        report = flow.submit()
+        ours = entries / (time.perf_counter() - started)
+        assert report.accepted == entries, report
+    ratio = ours / bare
+    goal = f"{at_least:,}/s,{ratio_at_least}x"
+    return Line(name, ours, "entries/s", ratio, goal, ours >= at_least and ratio >= ratio_at_least)
+
+
+def _prepare(flow: UsageFlow, entries: int) -> list[str]:
+    set_up_catalogue(flow.stripe, flow.settings, flow.catalogue)
+    customers = list(create_customers(flow.stripe, flow.settings, [f"org-{n}" for n in range(CUSTOMERS)]).values())
+    flow.pass_gate(contract=False)
+    per_window = 50
+    hours = -(-entries // (CUSTOMERS * per_window))
+    params = {
+        "customers": customers,
+        "start": THIS_HOUR - timedelta(hours=hours),
+        "end": THIS_HOUR,
+        "per_window": per_window,
+    }
+    # One open entry a window is the rule; a benchmark needs many entries and few windows.
+    flow.connection.execute("DROP INDEX ledger_entries_one_open")
+    made = flow.connection.execute(ENTRIES, params).rowcount
+    assert made == entries, (made, entries)
+    flow.connection.execute("ANALYZE")
+    return customers
+
+
+def _bare_rate(settings: Settings, customers: list[str], events: int) -> float:
+    """The same requests by the SDK alone: no ledger, nothing recorded."""
+
+    async def run() -> float:
+        async with make_sink(settings) as sink:
+            batches = [
+                [_event(customers, n) for n in range(start, start + sink.batch_size)]
+                for start in range(0, events, sink.batch_size)
+            ]
+
+            async def work() -> None:
+                while batches:
+                    await sink.send(batches.pop())
+
+            started = time.perf_counter()
+            await asyncio.gather(*(work() for _ in range(settings.stripe_max_concurrency)))
+            return events / (time.perf_counter() - started)
+
+    return asyncio.run(run())
+
+
+def _event(customers: list[str], number: int) -> MeterEvent:
+    at = THIS_HOUR - timedelta(days=20) + timedelta(minutes=number % 1_000)
+    return MeterEvent(f"bare-{number}", f"bare-{number}-1", "prompt_tokens", customers[number % len(customers)], 1, at)
