@@ -8,27 +8,6 @@ CREATE TYPE billing_pipeline.entry_state AS ENUM ('pending', 'ambiguous', 'accep
 -- with what PostgreSQL ships; managed servers do not always offer the btree_gist extension.
 CREATE TYPE billing_pipeline.text_range AS RANGE (subtype = text, collation = "C");
 
-CREATE TABLE billing_pipeline.ledger_identity (
-    singleton BOOLEAN DEFAULT true NOT NULL,
-    ledger_id UUID NOT NULL,
-    stripe_account TEXT NOT NULL,
-    livemode BOOLEAN NOT NULL,
-    epoch INTEGER DEFAULT 0 NOT NULL,
-    database_system_id TEXT,
-    database_timeline TEXT,
-    frozen_reason TEXT,
-    frozen_at TIMESTAMPTZ,
-    bound_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT ledger_identity_pkey PRIMARY KEY (singleton),
-    CONSTRAINT ledger_identity_singleton_check CHECK (singleton),
-    CONSTRAINT ledger_identity_frozen_whole_check CHECK ((frozen_reason IS NULL) = (frozen_at IS NULL))
-);
-COMMENT ON COLUMN billing_pipeline.ledger_identity.stripe_account IS 'the account this ledger states usage to';
-COMMENT ON COLUMN billing_pipeline.ledger_identity.epoch IS 'raised by recovery only';
-COMMENT ON COLUMN billing_pipeline.ledger_identity.database_system_id IS 'pg_control_system(); null where the server hides it';
-COMMENT ON COLUMN billing_pipeline.ledger_identity.database_timeline IS 'changes when a backup is restored or a standby promoted';
-COMMENT ON COLUMN billing_pipeline.ledger_identity.frozen_reason IS 'not null: nothing is sent until a person releases it';
-
 CREATE TABLE billing_pipeline.customer_mappings (
     mapping_id BIGINT GENERATED ALWAYS AS IDENTITY,
     organization_id TEXT NOT NULL,
@@ -147,6 +126,27 @@ COMMENT ON COLUMN billing_pipeline.usage_windows.cutoff_at IS 'clock of the snap
 COMMENT ON COLUMN billing_pipeline.usage_windows.cut_due IS 'target may differ from stated';
 COMMENT ON COLUMN billing_pipeline.usage_windows.hold_reason IS 'not null: owed, but cannot be cut; waits for a person';
 COMMENT ON COLUMN billing_pipeline.usage_windows.sealed_at IS 'the invoice is final; only an adjustment may follow';
+
+CREATE TABLE billing_pipeline.ledger_identity (
+    singleton BOOLEAN DEFAULT true NOT NULL,
+    ledger_id UUID NOT NULL,
+    stripe_account TEXT NOT NULL,
+    livemode BOOLEAN NOT NULL,
+    epoch INTEGER DEFAULT 0 NOT NULL,
+    database_system_id TEXT,
+    database_timeline TEXT,
+    frozen_reason TEXT,
+    frozen_at TIMESTAMPTZ,
+    bound_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT ledger_identity_pkey PRIMARY KEY (singleton),
+    CONSTRAINT ledger_identity_singleton_check CHECK (singleton),
+    CONSTRAINT ledger_identity_frozen_whole_check CHECK ((frozen_reason IS NULL) = (frozen_at IS NULL))
+);
+COMMENT ON COLUMN billing_pipeline.ledger_identity.stripe_account IS 'the account this ledger states usage to';
+COMMENT ON COLUMN billing_pipeline.ledger_identity.epoch IS 'raised by recovery only';
+COMMENT ON COLUMN billing_pipeline.ledger_identity.database_system_id IS 'pg_control_system(); null where the server hides it';
+COMMENT ON COLUMN billing_pipeline.ledger_identity.database_timeline IS 'changes when a backup is restored or a standby promoted';
+COMMENT ON COLUMN billing_pipeline.ledger_identity.frozen_reason IS 'not null: nothing is sent until a person releases it';
 
 CREATE TABLE billing_pipeline.meter_summaries (
     stripe_customer_id TEXT NOT NULL,
