@@ -6,7 +6,8 @@ own `customers` or `invoices`.
 
 from __future__ import annotations
 
-from sqlalchemy import DateTime, MetaData, text
+from sqlalchemy import DateTime, MetaData, event, text
+from sqlalchemy.schema import CreateSchema
 
 SCHEMA = "billing_pipeline"
 SLOTS_PER_WINDOW = 60
@@ -23,6 +24,8 @@ metadata = MetaData(
     },
 )
 source_metadata = MetaData(schema="public")
+# Before any table or type is declared: listeners run in the order they were added, and a type adds its own.
+event.listen(metadata, "before_create", CreateSchema(SCHEMA, if_not_exists=True))
 
 Instant = DateTime(timezone=True)
 DATABASE_NOW = text("clock_timestamp()")

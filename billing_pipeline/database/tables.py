@@ -9,16 +9,12 @@ from __future__ import annotations
 from importlib import resources
 
 from sqlalchemy import DDL, event
-from sqlalchemy.schema import CreateSchema
 
 from billing_pipeline.database.base import SCHEMA, metadata, source_metadata
 from billing_pipeline.database.ledger_tables import entry_state
 from billing_pipeline.database.usage_tables import billable_events
 
 __all__ = ["SCHEMA", "billable_events", "entry_state", "metadata", "source_metadata"]
-
-
-event.listen(metadata, "before_create", CreateSchema(SCHEMA, if_not_exists=True))
 
 
 def _schema_sql(name: str) -> str:
