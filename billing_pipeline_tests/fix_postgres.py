@@ -34,6 +34,7 @@ FAST = ("fsync", "synchronous_commit", "full_page_writes")
 _run_folder = pytest.StashKey[Path]()
 _server_url = pytest.StashKey[str | None]()
 _clone_number = count()
+_run_name = ""
 
 
 def forget_settings() -> str | None:
@@ -54,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     given = getattr(config, "workerinput", None)
     folder = given["billing_folder"] if given else tempfile.mkdtemp(prefix="billing-tests-")
     config.stash[_run_folder] = Path(folder)
+    global _run_name
+    _run_name = Path(folder).name.rpartition("-")[2].lower()
     config.stash[_server_url] = given["billing_server"] if given else _remembered_url
 
 
@@ -68,7 +71,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         return
     folder, given = config.stash[_run_folder], config.stash[_server_url]
     if given and (folder / "server").exists():
-        drop_database(given, template_name(folder))
+        _drop_databases_of(given, folder)
     embedded.stop(folder)
     shutil.rmtree(folder)
 
@@ -87,6 +90,12 @@ def server_url(request: pytest.FixtureRequest) -> str:
             migrate(create_database(url, template_name(folder)), create_source=True)
             (folder / "server").touch()
     return url
+
+
+@pytest.fixture(scope="session")
+def own_server_url(request: pytest.FixtureRequest) -> str:
+    """A superuser's URL of the embedded server whatever DATABASE_URL says: for what a login may not do elsewhere."""
+    return embedded.ensure_running(request.config.stash[_run_folder]).url("postgres")
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +128,7 @@ def connection(database_url: str) -> Iterator[Connection[tuple[Any, ...]]]:
 @contextmanager
 def fresh_database(server_url: str, template: str) -> Iterator[str]:
     """A clone of `template` for as long as the block runs."""
-    name = f"billing_test_{os.getpid()}_{next(_clone_number)}"
+    name = f"billing_{_run_name}_{os.getpid()}_{next(_clone_number)}"
     url = create_database(server_url, name, template)
     try:
         yield url
@@ -142,7 +151,16 @@ def drop_database(server_url: str, name: str) -> None:
 
 def template_name(folder: Path) -> str:
     """One template per run, so that runs on one server do not meet."""
-    return f"billing_template_{folder.name.rpartition('-')[2]}"
+    return f"billing_{folder.name.rpartition('-')[2].lower()}_template"
+
+
+def _drop_databases_of(server_url: str, folder: Path) -> None:
+    """Every database of this run, also those that a failed test or a stopped command left."""
+    prefix = template_name(folder).removesuffix("template")
+    with connect(server_url) as opened:
+        found = opened.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", (prefix,)).fetchall()
+    for (name,) in found:
+        drop_database(server_url, name)
 
 
 def _make_fast(server_url: str) -> None:

@@ -116,6 +116,11 @@ def _environment(settings: Settings, database_url: str) -> dict[str, str]:
         "STRIPE_SECRET_KEY": SIMULATOR_KEY,
         "STRIPE_API_BASE": stripe,
         "STRIPE_METER_EVENTS_BASE": stripe,
+        "STRIPE_METER_SINK": "v1",
+        # A sandbox's 25 a second would make a minute of the first flush; the simulator has no such limit.
+        "STRIPE_METER_EVENTS_PER_SECOND": "1000",
+        "STRIPE_BILLING_CONTRACT_LOOKBACK_DAYS": "30",
+        "STRIPE_BILLING_CONTRACT_FAIL_CLOSED": "false",
         "BILLING_MARK_URL": (state_dir.absolute() / "high_water_mark.json").as_uri(),
         "SIMULATOR_PORT": str(simulator_port),
         "DAGSTER_PORT": str(dagster_port),

@@ -1,4 +1,4 @@
-"""How the command shows itself: the next step, as this person can type it here.
+"""How commands speak: the next step as this person can type it here, and amounts with all their digits.
 
 Messages name the command `billing-pipeline`, which a shell finds only once its environment is active; elsewhere the
 path that was typed takes its place.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 NAME = "billing-pipeline"
@@ -19,3 +20,9 @@ def as_typed(text: str) -> str:
     if Path(typed).name != NAME or shutil.which(NAME) is not None:
         return text
     return text.replace(f"`{NAME} ", f"`{typed} ")
+
+
+def amount(units: Decimal) -> str:
+    """Units with thousands separators, exactly, and without zeros that say nothing."""
+    text = f"{units:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_pipeline.cli.hints import as_typed
+from billing_pipeline.cli.hints import amount, as_typed
 from billing_pipeline.cli.usage import open_ledger, open_local_flow
 from billing_pipeline.errors import UserError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from billing_pipeline.usage.adopt import AdoptionReport
     from billing_pipeline.usage.gate import Identity
 
-app = typer.Typer(help="Look at the ledger, stop it, and bring it back after a restore.", no_args_is_help=True)
+app = typer.Typer(help="Look at the ledger, stop it, bring it back.", no_args_is_help=True)
 
 By = Annotated[str, typer.Option("--by", help="Who does this, for the operator log.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the operator log.")]
@@ -40,7 +40,7 @@ LABELS = {
 
 @app.command()
 def status() -> None:
-    """Show whose ledger this is, whether it sends, and what is owed.
+    """Show whether the ledger is open, and what is owed.
 
     Asks the database only, so it works while Stripe does not answer.
     """
@@ -59,7 +59,7 @@ def status() -> None:
     typer.echo(f"Billing          {flow.settings.level}")
     typer.echo("\nNot proved yet:")
     for name, value in owed.items():
-        shown = "-" if value is None else f"{value:,}" if isinstance(value, (int, Decimal)) else str(value)
+        shown = "-" if value is None else amount(Decimal(value)) if isinstance(value, (int, Decimal)) else str(value)
         typer.echo(f"{shown:>16} {LABELS.get(name, name.replace('_', ' '))}")
     typer.echo("\nCanaries:" if canaries else "\nCanaries: none sent yet")
     for row in canaries:

@@ -129,5 +129,5 @@ def _mark(state_dir: Path) -> str:
 
 def _unusable(folder: Path, exc: OSError) -> UserError:
     return UserError(
-        f"{folder} cannot be used for state: {exc.strerror}. Set BILLING_STATE_DIR to a folder that can be written."
+        f"The state folder {folder} cannot be used: {exc.strerror}. Set BILLING_STATE_DIR to one that can be written."
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_pipeline.cli.hints import as_typed
+from billing_pipeline.cli.hints import amount, as_typed
 
 if TYPE_CHECKING:
     from billing_pipeline.settings import Settings
@@ -101,7 +101,7 @@ def flush_now(
         shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
         typer.echo(
             as_typed(
-                f"Owed:      {owed:,} units wait, because organizations have no Stripe customer: {shown}. "
+                f"Owed:      {amount(owed)} units wait, because organizations have no Stripe customer: {shown}. "
                 "`billing-pipeline create-customers` makes and maps customers in test mode."
             )
         )
@@ -137,13 +137,13 @@ def reconcile() -> None:
     reasons: dict[tuple[str, str], list[str]] = {}
     for difference in report.differences:
         key = (difference.organization_id, difference.meter)
-        reasons.setdefault(key, []).append(f"{difference.kind} {difference.units:,}")
+        reasons.setdefault(key, []).append(f"{difference.kind} {amount(difference.units)}")
     table = Table("organization", "meter", box=None, pad_edge=False)
     for title in ("source", "stated", "Stripe"):
         table.add_column(title, justify="right")
     table.add_column("difference")
     for side in report.sides:
-        units = (f"{int(units):,}" for units in (side.source_units, side.stated, side.observed))
+        units = (amount(units) for units in (side.source_units, side.stated, side.observed))
         table.add_row(
             side.organization_id, side.meter, *units, ", ".join(reasons.get((side.organization_id, side.meter), []))
         )

@@ -37,7 +37,7 @@ def wait_for_run(run_id: str, *, port: int, seconds_max: int) -> None:
 
 
 def cancel_unfinished(home: Path, tags: dict[str, str]) -> int:
-    """Mark every unfinished run with these tags as canceled; returns how many.
+    """Mark every unfinished run with these tags as canceled, and free what such runs hold; returns how many.
 
     For the time when no Dagster runs on `home`: nothing is stopped here, and a daemon would start what is queued.
     """
@@ -46,8 +46,10 @@ def cancel_unfinished(home: Path, tags: dict[str, str]) -> int:
         runs = instance.get_runs(RunsFilter(tags=tags, statuses=unfinished))
         for run in runs:
             instance.report_run_canceled(run, "The command that launched this run was interrupted.")
-            # Otherwise the pool's slot is freed a minute after the daemon starts, and the next run waits for it.
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        # Otherwise a killed run's place in the pool is freed a minute after the daemon starts, and the next run waits.
+        if holders := list(instance.event_log_storage.get_concurrency_run_ids()):
+            for run in instance.get_runs(RunsFilter(run_ids=holders, tags=tags)):
+                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return len(runs)
 
 

@@ -16,7 +16,7 @@ ROWS_MAX = 100
 """A metadata table is stored in Dagster's event log and loaded whole by the UI."""
 
 CELL_MAX = 120
-"""Characters of a cell: the UI does not wrap a table, and one long sample would push the rest off the page."""
+"""Characters of a cell: the UI breaks lines only at spaces and dashes, so a long id pushes the rest off the page."""
 
 
 def fault_table(faults: Iterable[Fault]) -> dg.TableMetadataValue:
@@ -99,7 +99,8 @@ def _table(records: list[dg.TableRecord], **types: str) -> dg.TableMetadataValue
 
 def _units(units: Decimal) -> str:
     # As text, because a number of more than 2^53 or with a fraction would lose digits in a browser.
-    return f"{int(units):,}" if units == int(units) else f"{units.normalize():,f}"
+    text = f"{units:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _shortened(text: str) -> str:

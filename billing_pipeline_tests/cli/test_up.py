@@ -124,6 +124,28 @@ def test_down_stops_up(stack, running):
     assert billing_pipeline("down", **stack)[:2] == (0, "Nothing was running.\n")
 
 
+@pytest.mark.slow
+def test_down_stops_what_a_killed_up_left(stack, running):
+    process, family = running
+    process.kill()
+    process.communicate()
+    assert left(family) != []
+
+    assert billing_pipeline("down", **stack)[:2] == (0, "Stopped.\n")
+    assert left(family) == []
+    assert not listens(stack["DAGSTER_PORT"])
+    assert not listens(stack["SIMULATOR_PORT"])
+
+
+def test_a_state_folder_that_cannot_be_used_is_one_sentence(stack):
+    (stack["folder"] / "state").touch()
+    code, out, err = billing_pipeline("up", **stack)
+
+    assert (code, out) == (2, "")
+    assert err.startswith("error: The state folder state cannot be used: File exists. Set BILLING_STATE_DIR")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("setting", ["DAGSTER_PORT", "SIMULATOR_PORT"])
 def test_a_port_in_use_is_named_before_anything_starts(stack, setting):
     with socket.create_server(("127.0.0.1", stack[setting])):
