@@ -82,7 +82,7 @@ def freeze(by: By, reason: Reason) -> None:
 
     with open_ledger() as flow:
         before = gate.read_identity(flow.connection)
-        gate.freeze(flow.connection, f"{reason} (by {by})", now=flow.clock())
+        gate.freeze(flow.connection, f"{reason} (by {by})", now=flow.clock(), actor=by)
     if before.frozen_at is not None:
         typer.echo(f"Already frozen since {before.frozen_at:%Y-%m-%d %H:%M} UTC: {before.frozen_reason}")
         return

@@ -88,11 +88,11 @@ def require_clock(now: datetime, stripe_time: datetime | None) -> None:
         )
 
 
-def freeze(connection: Connection[Any], reason: str, *, now: datetime) -> None:
+def freeze(connection: Connection[Any], reason: str, *, now: datetime, actor: str = PIPELINE) -> None:
     """Stop all sending until a person releases the ledger; an earlier reason is kept."""
     with connection.transaction():
         if queries.execute(connection, "freeze_ledger", {"reason": reason, "now": now}):
-            record_operation(connection, "freeze", actor=PIPELINE, reason=reason, now=now)
+            record_operation(connection, "freeze", actor=actor, reason=reason, now=now)
 
 
 def rebind_database(connection: Connection[Any]) -> None:

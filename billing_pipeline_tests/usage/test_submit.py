@@ -278,7 +278,8 @@ class WitnessSink(CrashingSink):
     async def send(self, events):
         with connect(self.database_url) as outside:
             row = outside.execute(
-                "SELECT state::text, attempt_id FROM ledger_entries JOIN attempts USING (entry_id) WHERE identifier = %s",
+                "SELECT state::text, attempt_id FROM ledger_entries JOIN attempts USING (entry_id)"
+                " WHERE identifier = %s",
                 (events[0].identifier,),
             ).fetchone()
         self.seen.append((*row, self.mark.read().attempt_id))
