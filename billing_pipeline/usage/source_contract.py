@@ -59,4 +59,7 @@ def require_countable(connection: Connection[Any], source: str) -> None:
 def _holds_an_event_once(connection: Connection[Any], source: str) -> bool:
     parts = {"source": queries.relation(source)}
     plan = queries.fetch_dicts(connection, "prove_unique_event_ids", parts=parts)[0]["QUERY PLAN"]
-    return "Plans" not in plan[0]["Plan"]
+    if "Plans" not in plan[0]["Plan"]:
+        return True
+    params = {"relation": queries.relation(source).as_string(connection)}
+    return bool(queries.fetch_dicts(connection, "partitioned_with_unique_event_ids", params)[0]["proven"])

@@ -14,6 +14,16 @@ SELECT asked.event_id
   FROM unnest('{{a,b}}'::text[]) AS asked (event_id)
   LEFT JOIN {source} s ON s.event_id = asked.event_id;
 
+-- name: partitioned_with_unique_event_ids
+-- Before PostgreSQL 16 the planner proves nothing about a partitioned table; its own unique index does.
+SELECT EXISTS (
+    SELECT FROM pg_class c
+      JOIN pg_index i ON i.indrelid = c.oid
+      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+     WHERE c.oid = to_regclass(%(relation)s) AND c.relkind = 'p'
+       AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
+       AND i.indpred IS NULL AND i.indexprs IS NULL AND a.attname = 'event_id') AS proven;
+
 -- name: read_for_contract
 -- Read by ADBC as Arrow.  The quantity travels as text, because a float would not be the number that is billed, and the
 -- times too, as ISO 8601 in UTC, because Arrow and Python know fewer years than PostgreSQL.
