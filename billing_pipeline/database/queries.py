@@ -7,7 +7,7 @@ The same name is used by the function that runs it and by the test that proves i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, LiteralString, TypeVar, cast
@@ -54,12 +54,6 @@ def execute(
 ) -> int:
     """Run a statement; return the number of rows it touched."""
     return connection.execute(_compose(name, parts), params).rowcount
-
-
-def execute_many(connection: Connection[Any], name: str, params: Iterable[Mapping[str, Any]]) -> None:
-    """Run a statement for many parameter sets, pipelined by the driver."""
-    with connection.cursor() as cursor:
-        cursor.executemany(_compose(name, None), list(params))
 
 
 def fetch(
