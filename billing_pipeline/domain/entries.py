@@ -32,8 +32,6 @@ class EntryState(StrEnum):
 NOT_STATED = frozenset({EntryState.REJECTED, EntryState.REPLACED})
 """States whose value does not count as stated to Stripe."""
 
-OPEN = frozenset({EntryState.PENDING, EntryState.AMBIGUOUS})
-
 TRANSITIONS: frozenset[tuple[EntryState, EntryState]] = frozenset(
     {
         (EntryState.PENDING, EntryState.AMBIGUOUS),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import stripe
 
-from billing_pipeline.domain.catalogue import Aggregation, Catalogue, Meter
+from billing_pipeline.domain.catalogue import Catalogue, Meter
 from billing_pipeline.errors import StripeRefused
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import translated_errors
@@ -116,7 +116,6 @@ def set_up_catalogue(client: stripe.StripeClient, settings: Settings, catalogue:
 
 def _meter_params(meter: Meter) -> stripe.params.billing.MeterCreateParams:
     # Every aggregation reaches Stripe as deltas of one sum, so that late usage and corrections need no other verb.
-    assert meter.aggregation in Aggregation
     return {
         "display_name": meter.name.replace("_", " ").capitalize(),
         "event_name": meter.event_name,

@@ -1,6 +1,6 @@
 """Customers at Stripe for organizations that have none: for test accounts and the simulator only.
 
-In production the product creates its customers; here `customers create-missing` and the demo do.
+In production the product creates its customers; here `create-customers` and the demo do.
 """
 
 from __future__ import annotations

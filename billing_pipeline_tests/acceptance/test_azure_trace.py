@@ -52,7 +52,7 @@ def parse(text: str) -> datetime:
     not TRACE.parents[1].exists(), reason="the folder shared/ with the trace is not beside this project"
 )
 def test_the_azure_trace_is_billed_to_the_unit_per_organization_meter_and_hour(flow, bill, simulator):
-    # Two hours back, and off the hour, so that the trace's hour falls into two closed windows.
+    # Three hours back, and off the hour, so that the trace's hour falls into two closed windows.
     end_at = datetime.now(UTC).replace(minute=40, second=0, microsecond=0) - timedelta(hours=3)
     result = import_events(
         flow.connection,
