@@ -25,7 +25,7 @@ demo: $(STAMP) ## bill a week of sample usage end to end through Dagster, and ac
 test: $(STAMP) ## run every test
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
-test-fast: $(STAMP) ## run the tests that take under a second each
+test-fast: $(STAMP) ## run the tests that need no database, in under a minute
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'not slow'
 
 lint: $(STAMP) ## ruff and mypy

@@ -182,3 +182,10 @@ def _make_fast(server_url: str) -> None:
         for setting in FAST:
             opened.execute(SQL("ALTER SYSTEM SET {} = off").format(Identifier(setting)))
         opened.execute("SELECT pg_reload_conf()")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the server is not part of the fast run, which starts no database."""
+    for item in items:
+        if "server_url" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
