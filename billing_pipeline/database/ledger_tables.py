@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     ForeignKey,
     Identity,
     Index,
@@ -72,11 +73,18 @@ ledger_entries = Table(
     Column("state", entry_state, nullable=False, server_default=text("'pending'")),
     Column("first_attempt_at", Instant),
     Column("last_attempt_at", Instant),
-    Column("next_attempt_at", Instant, nullable=False, server_default=DATABASE_NOW),
     Column("fence", BigInteger, nullable=False, server_default=text("0"), comment="who may record an outcome"),
     Column("lease_until", Instant),
     Column("hold_reason", Text, comment="not null: a person must release it before it is sent"),
     Column("created_at", Instant, nullable=False, server_default=DATABASE_NOW),
+    # What the indexes ask of a state.  Sending changes neither, so it touches no index (see decision 0014).
+    Column(
+        "settled",
+        Boolean,
+        Computed("state IN ('confirmed', 'adopted', 'rejected', 'replaced')", persisted=True),
+        nullable=False,
+    ),
+    Column("replaced", Boolean, Computed("state = 'replaced'", persisted=True), nullable=False),
     UniqueConstraint("window_id", "sequence"),
     UniqueConstraint("identifier"),
     CheckConstraint(f"sequence BETWEEN 0 AND {SLOTS_PER_WINDOW - 1}", name="sequence"),
@@ -87,18 +95,6 @@ ledger_entries = Table(
         "state IN ('pending', 'adopted', 'replaced') OR first_attempt_at IS NOT NULL OR hold_reason IS NOT NULL",
         name="attempted_before_outcome",
     ),
-    # One delta at a time: the next is computed only when the outcome of the last is known.
-    Index(
-        "ledger_entries_one_open",
-        "window_id",
-        unique=True,
-        postgresql_where=text("state IN ('pending', 'ambiguous')"),
-    ),
-    Index(
-        "ledger_entries_due_idx",
-        "next_attempt_at",
-        postgresql_where=text("state IN ('pending', 'ambiguous') AND hold_reason IS NULL"),
-    ),
     # Not per window: Stripe sums a customer's minute, whichever of our windows an entry came from.
     # Recovery puts what Stripe shows where a replaced entry was.
     Index(
@@ -107,22 +103,38 @@ ledger_entries = Table(
         "event_name",
         "slot_at",
         unique=True,
-        postgresql_where=text("state <> 'replaced'"),
+        postgresql_where=text("NOT replaced"),
     ),
     Index(
         "ledger_entries_unsettled_idx",
         "stripe_customer_id",
         "event_name",
         "slot_at",
-        postgresql_where=text("state IN ('ambiguous', 'accepted')"),
+        postgresql_where=text("NOT settled"),
     ),
     # Reconciliation reads the hours of its span, and whatever is not settled before them.
     Index("ledger_entries_slot_at_idx", "slot_at"),
     Index(
         "ledger_entries_not_settled_idx",
         "window_id",
-        postgresql_where=text("state IN ('pending', 'ambiguous', 'accepted') OR hold_reason IS NOT NULL"),
+        postgresql_where=text("NOT settled OR hold_reason IS NOT NULL"),
     ),
+    # Room on each page for the versions that a claim and its record leave.
+    postgresql_with={"fillfactor": "50"},
+)
+
+open_entries = Table(
+    "open_entries",
+    metadata,
+    Column("entry_id", BigInteger, ForeignKey(ledger_entries.c.entry_id), primary_key=True),
+    Column("window_id", BigInteger, nullable=False),
+    Column("send_by", Instant, nullable=False, comment="after this Stripe may count it twice, or not at all"),
+    Column("retry_at", Instant, comment="not before; null: at once; infinity: on hold"),
+    # One delta at a time: the next is computed only when the outcome of the last is known.
+    UniqueConstraint("window_id", name="open_entries_one_per_window"),
+    Index("open_entries_due_idx", "send_by", "entry_id", postgresql_where=text("retry_at IS NULL")),
+    Index("open_entries_waiting_idx", "retry_at", postgresql_where=text("retry_at IS NOT NULL")),
+    comment="the submitter's work: entries pending or ambiguous, kept by triggers of ledger_entries",
 )
 
 attempts = Table(
@@ -145,6 +157,8 @@ attempts = Table(
         "outcome IN ('ok', 'duplicate', 'not_executed', 'rejected', 'unknown')",
         name="outcome",
     ),
+    # Room on each page for the outcomes.
+    postgresql_with={"fillfactor": "40"},
 )
 
 evidence = Table(

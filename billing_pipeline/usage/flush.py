@@ -34,7 +34,7 @@ from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_r
 from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
 from billing_pipeline.usage.source_contract import require_countable
-from billing_pipeline.usage.submit import SubmitContext, SubmitReport, send_canaries, submit
+from billing_pipeline.usage.submit import SubmitContext, SubmitReport, batch_size, send_canaries, submit
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +146,7 @@ class UsageFlow:
             concurrency=self.settings.stripe_max_concurrency,
             canary_customer=canary_customer(self.stripe, self.settings),
             event_names=tuple(meter.event_name for meter in self.catalogue.meters),
+            batch_size=batch_size(self.settings.meter_events_per_second),
         )
         return submit(self.connection, make_sink(self.settings), context, clock=self.clock, on_progress=on_progress)
 

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -22,7 +22,6 @@ from billing_pipeline.stripe_api.meter_events import Answer, MeterEvent
 
 logger = logging.getLogger(__name__)
 
-_MICROSECOND = timedelta(microseconds=1)
 NOT_SENT = Answer(Outcome.NOT_EXECUTED, error_code="not_sent")
 
 
@@ -74,11 +73,17 @@ class ClaimedEntry:
         )
 
 
+def halts(entry: ClaimedEntry, answer: Answer) -> bool:
+    """After this answer nothing more may leave: the key is refused, or Stripe knows what this ledger never sent."""
+    return answer.stop or (answer.outcome is Outcome.DUPLICATE and not entry.earlier_unknown)
+
+
 async def send_batch(
-    sink: MeterSink, batch: Sequence[ClaimedEntry], concurrency: int, send_within: timedelta
+    sink: MeterSink, batch: Sequence[ClaimedEntry], concurrency: int, send_before: int
 ) -> list[Answer]:
-    """The answers to `batch`, in its order.  What cannot be sent in time, or after a refused key, is not sent."""
-    deadline = boot_nanoseconds() + send_within // _MICROSECOND * 1_000
+    """The answers to `batch`, in its order.  After `send_before` (`boot_nanoseconds()`), or once an answer halts
+    everything, what is left is not sent.
+    """
     lanes: dict[tuple[str, str], list[ClaimedEntry]] = defaultdict(list)
     for entry in batch:
         lanes[entry.lane].append(entry)
@@ -94,7 +99,7 @@ async def send_batch(
                 mine += waiting.popleft()
             for start in range(0, len(mine), sink.batch_size):
                 request = mine[start : start + sink.batch_size]
-                if stopped or boot_nanoseconds() >= deadline:
+                if stopped or boot_nanoseconds() >= send_before:
                     answers.update((entry.entry_id, NOT_SENT) for entry in request)
                     continue
                 _log_attempts(request)
@@ -103,7 +108,7 @@ async def send_batch(
                 received = await sink.send([entry.as_meter_event() for entry in request])
                 answers.update((entry.entry_id, answer) for entry, answer in zip(request, received, strict=True))
                 _log_answers(request, received)
-                stopped |= any(answer.stop for answer in received)
+                stopped |= any(map(halts, request, received))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(concurrency, len(lanes))):

@@ -1,7 +1,8 @@
 """Stage 4: send due entries to Stripe, so that each counts once whatever gets lost on the way.
 
 The order is the protocol: claim and commit the attempts, raise the high-water mark, send, record under the fence.
-A crash at any point leaves an ambiguous entry that the next flush sends again under the same identifier.
+While one batch is under way, the database records the last and claims the next.  A crash at any point leaves ambiguous
+entries that the next flush sends again under the same identifiers.
 A canary follows the last batch; when Stripe shows it, everything before it has had its time.
 """
 
@@ -18,21 +19,29 @@ from typing import Any
 from psycopg import Connection
 
 from billing_pipeline.database import queries
-from billing_pipeline.domain.entries import DuplicateWithoutAttempt, EntryState, Outcome, retry_delay, state_after
+from billing_pipeline.domain.entries import Outcome
 from billing_pipeline.domain.protocol import ProtocolTimes
 from billing_pipeline.errors import BillingError, LedgerFrozen, StripeRefused
 from billing_pipeline.stripe_api.meter_events import Answer
+from billing_pipeline.usage.attempts import Claim, claim, record
 from billing_pipeline.usage.canary import record_canaries, write_canaries
-from billing_pipeline.usage.gate import Identity, freeze
+from billing_pipeline.usage.gate import Identity
 from billing_pipeline.usage.lease import Lease, renew
 from billing_pipeline.usage.mark import HighWaterMark, Mark
-from billing_pipeline.usage.send import ClaimedEntry, MeterSink, send_batch
+from billing_pipeline.usage.send import NOT_SENT, MeterSink, halts, send_batch
 
 # The milestones go to Dagster's event log, which stores a row for each; single entries must not.
 milestones = logging.getLogger("billing_pipeline.milestones")
 
-BATCH_SIZE = 2_000
+BATCH_SIZE_MAX = 2_000
+BATCH_TIME = timedelta(seconds=10)
+"""At Stripe's pace a batch is under way no longer; the next one, claimed meanwhile, must not run out of its lease."""
 NO_MARK = Answer(Outcome.NOT_EXECUTED, error_code="no_mark")
+
+
+def batch_size(events_per_second: int) -> int:
+    """How many entries to claim at once, for a pace."""
+    return max(1, min(BATCH_SIZE_MAX, int(events_per_second * BATCH_TIME.total_seconds())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,7 @@ class SubmitContext:
     canary_customer: str | None
     """None: no canaries, because setup has not made their customer yet."""
     event_names: tuple[str, ...]
+    batch_size: int = BATCH_SIZE_MAX
 
 
 def submit(
@@ -78,134 +88,144 @@ def submit(
     flush took over, and `Unavailable` when the high-water mark cannot be raised.
     """
     milestones.info("Stripe usage flush started", extra={"action": "flush_started"})
-    report = asyncio.run(_submit(connection, sink, context, clock, on_progress))
+    queries.execute(connection, "hold_entries_too_old", {"now": clock(), "past_max": context.times.past_max})
+    run = _Run(connection, sink, context, clock, on_progress)
+    asyncio.run(run.send_everything())
+    report = SubmitReport(
+        attempts=run.totals["attempts"],
+        accepted=run.totals[Outcome.OK],
+        duplicates=run.totals[Outcome.DUPLICATE],
+        rejected=run.totals[Outcome.REJECTED],
+        unknown=run.totals[Outcome.UNKNOWN],
+        not_executed=run.totals[Outcome.NOT_EXECUTED],
+        units_accepted=run.totals["units_accepted"],
+        canaries=run.totals["canaries"],
+    )
     if report.attempts == 0:
         milestones.info("Stripe usage flush found no pending events", extra={"action": "flush_empty"})
     milestones.info("Stripe usage flush completed", extra={"action": "flush_completed", "totals": asdict(report)})
     return report
 
 
-async def _submit(
-    connection: Connection[Any],
-    sink: MeterSink,
-    context: SubmitContext,
-    clock: Callable[[], datetime],
-    on_progress: Callable[[int], None],
-) -> SubmitReport:
-    totals: Counter[str] = Counter()
-    queries.execute(connection, "hold_entries_too_old", {"now": clock(), "past_max": context.times.past_max})
-    lease = context.lease
-    async with sink:
-        while True:
-            now = clock()
-            lease = renew(connection, lease, ttl=context.lease_ttl, now=now)
-            batch = _claim(connection, sink.channel, lease, context.times, now)
-            if not batch:
-                break
-            claimed_until = now + context.times.entry_lease
-            milestones.info("Stripe usage flush batch started", extra={"action": "batch_started", "size": len(batch)})
-            try:
-                highest = max(entry.attempt_id for entry in batch)
-                context.mark.raise_to(Mark(str(context.identity.ledger_id), highest))
-            except BillingError:
-                # Nothing has left yet, and the ledger shall say so.
-                _record(connection, batch, [NO_MARK] * len(batch), totals, now=now, claimed_until=claimed_until)
-                raise
-            answers = await send_batch(sink, batch, context.concurrency, context.times.send_within)
-            _record(connection, batch, answers, totals, now=clock(), claimed_until=claimed_until)
-            milestones.info(
-                "Stripe usage flush batch completed", extra={"action": "batch_completed", "totals": dict(totals)}
-            )
-            on_progress(len(batch))
-        if totals["attempts"] and context.canary_customer is not None:
-            totals["canaries"] = await _send_canaries(
-                connection, sink, context.identity, context.canary_customer, context.event_names, clock()
-            )
-    return SubmitReport(
-        attempts=totals["attempts"],
-        accepted=totals[Outcome.OK],
-        duplicates=totals[Outcome.DUPLICATE],
-        rejected=totals[Outcome.REJECTED],
-        unknown=totals[Outcome.UNKNOWN],
-        not_executed=totals[Outcome.NOT_EXECUTED],
-        units_accepted=totals["units_accepted"],
-        canaries=totals["canaries"],
-    )
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A claimed batch and Stripe's answers, in its order."""
+
+    claim: Claim
+    answers: list[Answer]
+
+    @property
+    def halts(self) -> bool:
+        """An answer after which nothing more may leave."""
+        return any(halts(entry, answer) for entry, answer in zip(self.claim.entries, self.answers, strict=True))
 
 
-def _claim(
-    connection: Connection[Any], channel: str, lease: Lease, times: ProtocolTimes, now: datetime
-) -> list[ClaimedEntry]:
-    return queries.fetch(
-        connection,
-        "claim_due_entries",
-        ClaimedEntry,
-        {
-            "channel": channel,
-            "now": now,
-            "entry_lease": times.entry_lease,
-            "limit": BATCH_SIZE,
-            "safe_send": times.safe_send,
-            "past_max": times.past_max,
-            "lock_key": lease.lock_key,
-            "lease_fence": lease.fence,
-        },
-    )
+class _Run:
+    """One submission.  Its connection is used by one thread at a time: the loop waits for the one it started."""
 
+    def __init__(
+        self,
+        connection: Connection[Any],
+        sink: MeterSink,
+        context: SubmitContext,
+        clock: Callable[[], datetime],
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self._connection = connection
+        self._sink = sink
+        self._context = context
+        self._clock = clock
+        self._on_progress = on_progress
+        self._lease = context.lease
+        self.totals: Counter[str] = Counter()
 
-def _record(
-    connection: Connection[Any],
-    batch: Sequence[ClaimedEntry],
-    answers: Sequence[Answer],
-    totals: Counter[str],
-    *,
-    now: datetime,
-    claimed_until: datetime,
-) -> None:
-    if now >= claimed_until:
-        # Somebody else may have claimed since; the entries stay ambiguous, and their next attempt settles them.
-        totals["attempts"] += len(batch)
-        totals[Outcome.UNKNOWN] += len(batch)
-        return
-    states: list[EntryState] = []
-    foreign: list[str] = []
-    for entry, answer in zip(batch, answers, strict=True):
+    async def send_everything(self) -> None:
+        """Batch after batch until nothing is due, then the canaries."""
+        async with self._sink:
+            sent: _Sent | None = None
+            batch = await asyncio.to_thread(self._claim)
+            while batch.entries:
+                sent, batch = await self._send_one_batch(batch, sent)
+                if sent.halts:
+                    self._record(_Sent(batch, [NOT_SENT] * len(batch.entries)))
+                    break
+            if sent is not None:
+                self._record(sent)
+                self._say_completed(sent)
+            if self.totals["attempts"] and self._context.canary_customer is not None:
+                self.totals["canaries"] = await _send_canaries(
+                    self._connection,
+                    self._sink,
+                    self._context.identity,
+                    self._context.canary_customer,
+                    self._context.event_names,
+                    self._clock(),
+                )
+
+    async def _send_one_batch(self, batch: Claim, last: _Sent | None) -> tuple[_Sent, Claim]:
+        """Send a batch; meanwhile the ledger records the last one and claims the next, which is returned."""
+        milestones.info(
+            "Stripe usage flush batch started", extra={"action": "batch_started", "size": len(batch.entries)}
+        )
+        sending = asyncio.create_task(
+            send_batch(self._sink, batch.entries, self._context.concurrency, batch.send_before)
+        )
         try:
-            states.append(state_after(answer.outcome, earlier_unknown=entry.earlier_unknown))
-        except DuplicateWithoutAttempt:
-            states.append(EntryState.AMBIGUOUS)
-            foreign.append(entry.identifier)
-        totals["attempts"] += 1
-        totals[answer.outcome] += 1
-        if states[-1] is EntryState.ACCEPTED:
-            totals["units_accepted"] += entry.value
-    with connection.transaction():
-        queries.execute(
-            connection,
-            "record_outcomes",
-            {
-                "now": now,
-                "attempt_ids": [entry.attempt_id for entry in batch],
-                "entry_ids": [entry.entry_id for entry in batch],
-                "fences": [entry.fence for entry in batch],
-                "states": [str(state) for state in states],
-                "outcomes": [str(answer.outcome) for answer in answers],
-                "http_statuses": [answer.http_status for answer in answers],
-                "error_codes": [answer.error_code for answer in answers],
-                "error_messages": [answer.error_message for answer in answers],
-                "request_ids": [answer.request_id for answer in answers],
-                "next_attempt_ats": [now + retry_delay(entry.fence) for entry in batch],
-            },
+            following = await asyncio.to_thread(self._record_and_claim, last)
+        except Exception:
+            # What is under way is not left without its answers.
+            self._record(_Sent(batch, await sending))
+            raise
+        if last is not None:
+            self._say_completed(last)
+        return _Sent(batch, await sending), following
+
+    def _record_and_claim(self, last: _Sent | None) -> Claim:
+        if last is not None:
+            self._record(last)
+        return self._claim()
+
+    def _claim(self) -> Claim:
+        """The next batch, with its attempts committed and the mark raised: it may leave."""
+        now = self._clock()
+        self._lease = renew(self._connection, self._lease, ttl=self._context.lease_ttl, now=now)
+        batch = claim(
+            self._connection,
+            self._sink.channel,
+            self._lease,
+            self._context.times,
+            limit=self._context.batch_size,
+            now=now,
         )
-        if foreign:
-            freeze(connection, f"Stripe already holds {foreign[0]}, which this ledger never sent", now=now)
-    if foreign:
-        raise LedgerFrozen(
-            f"Stripe already holds {len(foreign)} identifier(s) that this ledger never sent, such as {foreign[0]}: "
-            "the database was restored, or another ledger writes to this account. Sending is frozen."
+        if batch.entries:
+            try:
+                highest = max(entry.attempt_id for entry in batch.entries)
+                self._context.mark.raise_to(Mark(str(self._context.identity.ledger_id), highest))
+            except BillingError:
+                # Nothing of it has left, and the ledger shall say so.
+                self._record(_Sent(batch, [NO_MARK] * len(batch.entries)))
+                raise
+        return batch
+
+    def _record(self, sent: _Sent) -> None:
+        recorded = record(self._connection, sent.claim, sent.answers, self._context.times, now=self._clock())
+        self.totals += recorded.counts
+        if recorded.foreign:
+            raise LedgerFrozen(
+                f"Stripe already holds {len(recorded.foreign)} identifier(s) that this ledger never sent, such as "
+                f"{recorded.foreign[0]}: the database was restored, or another ledger writes to this account. "
+                "Sending is frozen."
+            )
+        if refused := next((answer for answer in sent.answers if answer.stop), None):
+            raise StripeRefused(
+                f"Stripe refuses the key: {refused.error_message}. Entries wait unchanged; mend the key."
+            )
+
+    def _say_completed(self, sent: _Sent) -> None:
+        milestones.info(
+            "Stripe usage flush batch completed", extra={"action": "batch_completed", "totals": dict(self.totals)}
         )
-    if refused := next((answer for answer in answers if answer.stop), None):
-        raise StripeRefused(f"Stripe refuses the key: {refused.error_message}. Entries wait unchanged; mend the key.")
+        self._on_progress(len(sent.claim.entries))
 
 
 def send_canaries(

@@ -201,7 +201,7 @@ def test_a_window_has_one_open_entry(connection, first, second):
     window_id = add_window(connection)
     add_entry(connection, window_id, 0, state=first)
 
-    with pytest.raises(UniqueViolation, match="ledger_entries_one_open"):
+    with pytest.raises(UniqueViolation, match="open_entries_one_per_window"):
         add_entry(connection, window_id, 1, state=second)
 
 

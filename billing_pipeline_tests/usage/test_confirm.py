@@ -233,12 +233,17 @@ def test_the_invariants_hold_after_every_stage(flow, bill):
 
 def as_ambiguous(flow):
     """The answer to the only attempt was lost."""
-    for table in ("ledger_entries", "attempts"):
-        flow.connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER guard_change")
+    guards = {"ledger_entries": "guard_state", "attempts": "guard_change"}
+    for table, guard in guards.items():
+        flow.connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {guard}")
     flow.connection.execute("UPDATE ledger_entries SET state = 'ambiguous'")
     flow.connection.execute("UPDATE attempts SET outcome = 'unknown'")
-    for table in ("ledger_entries", "attempts"):
-        flow.connection.execute(f"ALTER TABLE {table} ENABLE TRIGGER guard_change")
+    flow.connection.execute(
+        "INSERT INTO open_entries (entry_id, window_id, send_by)"
+        " SELECT entry_id, window_id, first_attempt_at + interval '20 hours' FROM ledger_entries"
+    )
+    for table, guard in guards.items():
+        flow.connection.execute(f"ALTER TABLE {table} ENABLE TRIGGER {guard}")
 
 
 def count(flow, table, condition):

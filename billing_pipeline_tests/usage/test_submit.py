@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -9,9 +10,16 @@ import pytest
 
 from billing_pipeline.database.connection import connect
 from billing_pipeline.domain.entries import Outcome
-from billing_pipeline.errors import GateClosed, IdentityMismatch, LedgerFrozen, StripeRefused, StripeUnavailable
+from billing_pipeline.errors import (
+    GateClosed,
+    IdentityMismatch,
+    LedgerFrozen,
+    StripeRefused,
+    StripeUnavailable,
+    Unavailable,
+)
 from billing_pipeline.settings import load_settings
-from billing_pipeline.stripe_api.meter_events import Answer, V1MeterSink
+from billing_pipeline.stripe_api.meter_events import Answer, V1MeterSink, V2StreamSink
 from billing_pipeline.usage.flush import UsageFlow, flush
 from billing_pipeline.usage.gate import require_clock
 from billing_pipeline.usage.lease import LeaseLost
@@ -294,3 +302,139 @@ class SleepySink(CrashingSink):
     async def send(self, events):
         self.slept = True
         return [Answer(Outcome.OK)]
+
+
+def add_entries(flow, bill, organizations):
+    """One entry of 10 units per organization, cut and not sent; returns the judge's keys."""
+    customers = bill(*organizations)
+    insert_events(
+        flow.connection,
+        *(
+            billable_event(event_id=f"evt_{name}", organization_id=name, quantity=Decimal(10), occurred_at=CLOSED)
+            for name in organizations
+        ),
+    )
+    flow.validate_contract()
+    flow.aggregate()
+    assert flow.cut().entries == len(organizations)
+    return {(customer, "prompt_tokens", CLOSED) for customer in customers.values()}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 2000])
+@pytest.mark.parametrize("sink", [V1MeterSink, V2StreamSink])
+def test_every_entry_is_sent_once_however_the_batches_fall(flow, bill, simulator, sink, batch_size):
+    keys = add_entries(flow, bill, [f"org_{n}" for n in range(7)])
+    few = replace(context(flow), batch_size=batch_size)
+
+    report = submit(flow.connection, sink(flow.settings), few, clock=flow.clock)
+
+    assert (report.attempts, report.accepted) == (7, 7)
+    assert counted_by_stripe(simulator) == dict.fromkeys(keys, 10)
+    assert attempts(flow) == ["ok"] * 7
+    assert listed(flow) == []
+
+
+def test_what_was_claimed_ahead_is_not_sent_once_the_key_is_refused(flow, bill, simulator):
+    add_entries(flow, bill, [f"org_{n}" for n in range(4)])
+    sink = RefusedSink()
+
+    with pytest.raises(StripeRefused):
+        submit(flow.connection, sink, replace(context(flow), batch_size=2, concurrency=1), clock=flow.clock)
+
+    assert sink.requests == 1
+    assert attempts(flow) == ["not_executed"] * 4
+    assert states(flow) == ["pending"] * 4
+
+
+def test_what_was_under_way_is_recorded_when_the_mark_fails_for_the_next_batch(flow, bill, simulator):
+    keys = add_entries(flow, bill, ["org_1", "org_2"])
+    held = replace(context(flow), batch_size=1, mark=MarkThatFailsLater(flow.mark))
+
+    with pytest.raises(Unavailable):
+        submit(flow.connection, V1MeterSink(flow.settings), held, clock=flow.clock)
+
+    assert sorted(states(flow)) == ["accepted", "pending"]
+    assert sorted(attempts(flow)) == ["not_executed", "ok"]
+    send(flow, later=timedelta(seconds=10))
+    assert counted_by_stripe(simulator) == dict.fromkeys(keys, 10)
+
+
+def test_the_entry_that_must_be_sent_first_goes_first(flow, bill, proxy):
+    """Deadlines: 20 h after a lost answer come before 35 days after a slot, and older slots before newer."""
+    customers = bill("old", "lost", "new")
+    for organization_id, hours in (("old", 30), ("lost", 0), ("new", 0)):
+        event = billable_event(
+            event_id=organization_id, organization_id=organization_id, occurred_at=CLOSED - timedelta(hours=hours)
+        )
+        insert_events(flow.connection, event)
+    flow.validate_contract()
+    flow.aggregate()
+    assert flow.cut().entries == 3
+    flow.connection.execute(
+        "UPDATE ledger_entries SET hold_reason = 'for this test' WHERE stripe_customer_id <> %s", (customers["lost"],)
+    )
+    proxy.mishaps = [Mishap.LOSE_REQUEST]
+    send(flow, base=proxy.url)
+    assert states(flow).count("ambiguous") == 1
+    flow.connection.execute("UPDATE ledger_entries SET hold_reason = NULL")
+
+    sink = NotingSink()
+    order = replace(context(flow), concurrency=1)
+    clock = flow.clock
+    submit(flow.connection, sink, order, clock=lambda: clock() + timedelta(minutes=11))
+
+    assert sink.customers == [customers["lost"], customers["old"], customers["new"]]
+
+
+def test_an_entry_on_hold_is_neither_sent_nor_read_until_it_is_released(flow, entry, simulator):
+    flow.connection.execute("UPDATE ledger_entries SET hold_reason = 'for this test'")
+    assert send(flow).attempts == 0
+    assert flow.connection.execute("SELECT retry_at = 'infinity' FROM open_entries").fetchone()[0]
+
+    flow.connection.execute("UPDATE ledger_entries SET hold_reason = NULL")
+
+    assert send(flow).accepted == 1
+    assert counted_by_stripe(simulator) == {entry: 10}
+
+
+def listed(flow):
+    return [row[0] for row in flow.connection.execute("SELECT entry_id FROM open_entries ORDER BY entry_id")]
+
+
+def states(flow):
+    return [row[0] for row in flow.connection.execute("SELECT state::text FROM ledger_entries ORDER BY entry_id")]
+
+
+class RefusedSink(CrashingSink):
+    """A key that has been revoked."""
+
+    requests = 0
+
+    async def send(self, events):
+        self.requests += 1
+        return [Answer(Outcome.NOT_EXECUTED, 401, "key", "Invalid API Key provided", stop=True)]
+
+
+class NotingSink(CrashingSink):
+    """Takes everything, and notes in which order."""
+
+    def __init__(self):
+        self.customers = []
+
+    async def send(self, events):
+        self.customers += [event.stripe_customer_id for event in events]
+        return [Answer(Outcome.OK)]
+
+
+class MarkThatFailsLater:
+    """A mark whose storage goes away after the first batch."""
+
+    def __init__(self, mark):
+        self.mark = mark
+        self.raised = 0
+
+    def raise_to(self, mark):
+        self.raised += 1
+        if self.raised > 1:
+            raise Unavailable("The high-water mark cannot be written.")
+        self.mark.raise_to(mark)

@@ -6,51 +6,22 @@ BEGIN
         USING ERRCODE = 'integrity_constraint_violation';
 END $$;
 
--- Only states, times, fence and hold may change, and states only along the protocol's arrows.
-CREATE FUNCTION billing_pipeline.guard_ledger_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+-- The guards of a change are conditions of their triggers, because a function called for each row of a batch costs more
+-- than the change itself; the function only says what was refused.
+CREATE FUNCTION billing_pipeline.refuse_entry_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF ROW(NEW.entry_id, NEW.window_id, NEW.sequence, NEW.epoch, NEW.stripe_customer_id, NEW.event_name,
-           NEW.value, NEW.slot_at, NEW.identifier, NEW.created_at)
-       IS DISTINCT FROM
-       ROW(OLD.entry_id, OLD.window_id, OLD.sequence, OLD.epoch, OLD.stripe_customer_id, OLD.event_name,
-           OLD.value, OLD.slot_at, OLD.identifier, OLD.created_at)
-    THEN
-        RAISE EXCEPTION 'ledger entry % is immutable', OLD.entry_id
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    IF NEW.fence < OLD.fence THEN
-        RAISE EXCEPTION 'stale fence % on ledger entry %', NEW.fence, OLD.entry_id
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    -- The 20 hours of safe resending count from here; only proof that no attempt was executed sets it back.
-    IF OLD.first_attempt_at IS NOT NULL AND NEW.first_attempt_at IS DISTINCT FROM OLD.first_attempt_at
-       AND NOT (NEW.first_attempt_at IS NULL AND OLD.state = 'ambiguous' AND NEW.state = 'pending')
-    THEN
-        RAISE EXCEPTION 'the first attempt of ledger entry % cannot be moved', OLD.entry_id
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    IF NEW.state <> OLD.state AND (OLD.state::text || '>' || NEW.state::text) NOT IN (
-        'pending>ambiguous', 'pending>replaced',
-        'ambiguous>pending', 'ambiguous>accepted', 'ambiguous>confirmed', 'ambiguous>rejected', 'ambiguous>replaced',
-        'accepted>confirmed', 'accepted>rejected', 'accepted>replaced'
-    ) THEN
-        RAISE EXCEPTION 'ledger entry % may not go from % to %', OLD.entry_id, OLD.state, NEW.state
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
+    RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation', MESSAGE = CASE TG_ARGV[0]
+        WHEN 'statement' THEN format('ledger entry %s is immutable', OLD.entry_id)
+        WHEN 'fence' THEN format('stale fence %s on ledger entry %s', NEW.fence, OLD.entry_id)
+        WHEN 'first_attempt' THEN format('the first attempt of ledger entry %s cannot be moved', OLD.entry_id)
+        ELSE format('ledger entry %s may not go from %s to %s', OLD.entry_id, OLD.state, NEW.state)
+    END;
 END $$;
 
--- An attempt's outcome is written once.
-CREATE FUNCTION billing_pipeline.guard_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION billing_pipeline.refuse_attempt_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF OLD.outcome IS NOT NULL
-       OR ROW(NEW.attempt_id, NEW.entry_id, NEW.fence, NEW.channel, NEW.started_at)
-          IS DISTINCT FROM ROW(OLD.attempt_id, OLD.entry_id, OLD.fence, OLD.channel, OLD.started_at)
-    THEN
-        RAISE EXCEPTION 'attempt % is append-only', OLD.attempt_id
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
+    RAISE EXCEPTION 'attempt % is append-only', OLD.attempt_id
+        USING ERRCODE = 'integrity_constraint_violation';
 END $$;
 
 -- An entry begins as a statement to be sent, or as what Stripe was found to show; never half-way.
@@ -65,12 +36,40 @@ END $$;
 
 CREATE TRIGGER guard_new BEFORE INSERT ON billing_pipeline.ledger_entries
     FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_new_ledger_entry();
-CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.ledger_entries
-    FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_ledger_entry();
+-- Only states, times, fence and hold may change, and states only along the protocol's arrows.
+CREATE TRIGGER guard_statement BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (
+        ROW(NEW.entry_id, NEW.window_id, NEW.sequence, NEW.epoch, NEW.stripe_customer_id, NEW.event_name,
+            NEW.value, NEW.slot_at, NEW.identifier, NEW.created_at)
+        IS DISTINCT FROM
+        ROW(OLD.entry_id, OLD.window_id, OLD.sequence, OLD.epoch, OLD.stripe_customer_id, OLD.event_name,
+            OLD.value, OLD.slot_at, OLD.identifier, OLD.created_at))
+    EXECUTE FUNCTION billing_pipeline.refuse_entry_change('statement');
+CREATE TRIGGER guard_fence BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (NEW.fence < OLD.fence)
+    EXECUTE FUNCTION billing_pipeline.refuse_entry_change('fence');
+-- The 20 hours of safe resending count from here; only proof that no attempt was executed sets it back.
+CREATE TRIGGER guard_first_attempt BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (
+        OLD.first_attempt_at IS NOT NULL AND NEW.first_attempt_at IS DISTINCT FROM OLD.first_attempt_at
+        AND NOT (NEW.first_attempt_at IS NULL AND OLD.state = 'ambiguous' AND NEW.state = 'pending'))
+    EXECUTE FUNCTION billing_pipeline.refuse_entry_change('first_attempt');
+CREATE TRIGGER guard_state BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (
+        NEW.state <> OLD.state
+        AND NOT (OLD.state = 'pending' AND NEW.state IN ('ambiguous', 'replaced'))
+        AND NOT (OLD.state = 'ambiguous' AND NEW.state IN ('pending', 'accepted', 'confirmed', 'rejected', 'replaced'))
+        AND NOT (OLD.state = 'accepted' AND NEW.state IN ('confirmed', 'rejected', 'replaced')))
+    EXECUTE FUNCTION billing_pipeline.refuse_entry_change('state');
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.ledger_entries
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+-- An attempt's outcome is written once.
 CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.attempts
-    FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_attempt();
+    FOR EACH ROW WHEN (
+        OLD.outcome IS NOT NULL
+        OR ROW(NEW.attempt_id, NEW.entry_id, NEW.fence, NEW.channel, NEW.started_at)
+           IS DISTINCT FROM ROW(OLD.attempt_id, OLD.entry_id, OLD.fence, OLD.channel, OLD.started_at))
+    EXECUTE FUNCTION billing_pipeline.refuse_attempt_change();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.attempts
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.evidence
@@ -81,3 +80,38 @@ CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipe
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.canaries
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+
+-- The submitter's work list follows the entries, whoever changes them.  An entry that Stripe takes for 35 days is due
+-- by then; the submitter sets an earlier time when an attempt's outcome is unknown.
+CREATE FUNCTION billing_pipeline.open_new_entries() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO billing_pipeline.open_entries (entry_id, window_id, send_by, retry_at)
+    SELECT entry_id, window_id, slot_at + interval '35 days',
+           CASE WHEN hold_reason IS NOT NULL THEN 'infinity'::timestamptz END
+      FROM added
+     WHERE state IN ('pending', 'ambiguous');
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION billing_pipeline.close_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM billing_pipeline.open_entries WHERE entry_id = OLD.entry_id;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION billing_pipeline.hold_open_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE billing_pipeline.open_entries
+       SET retry_at = CASE WHEN NEW.hold_reason IS NOT NULL THEN 'infinity'::timestamptz END
+     WHERE entry_id = NEW.entry_id;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER open_new AFTER INSERT ON billing_pipeline.ledger_entries
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.open_new_entries();
+CREATE TRIGGER close AFTER UPDATE OF state ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (OLD.state IN ('pending', 'ambiguous') AND NEW.state NOT IN ('pending', 'ambiguous'))
+    EXECUTE FUNCTION billing_pipeline.close_entry();
+CREATE TRIGGER hold AFTER UPDATE OF hold_reason ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (NEW.hold_reason IS DISTINCT FROM OLD.hold_reason)
+    EXECUTE FUNCTION billing_pipeline.hold_open_entry();

@@ -23,4 +23,4 @@ SELECT (SELECT coalesce(sum(target), 0) FROM usage_windows WHERE stripe_customer
        coalesce(sum(value) FILTER (WHERE state = 'accepted'), 0) AS units_unconfirmed,
        (SELECT count(*) FROM quarantined_events WHERE mended_at IS NULL) AS events_quarantined
   FROM ledger_entries
- WHERE state IN ('pending', 'ambiguous', 'accepted', 'rejected');
+ WHERE NOT settled OR hold_reason IS NOT NULL;

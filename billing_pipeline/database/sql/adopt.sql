@@ -68,9 +68,9 @@ WITH place AS (
 ), adopted AS (
     INSERT INTO ledger_entries
            (window_id, sequence, epoch, stripe_customer_id, event_name, value, slot_at, identifier, state,
-            next_attempt_at, created_at)
+            created_at)
     SELECT window_id, sequence, %(epoch)s, %(customer)s, %(event_name)s, %(value)s, %(slot_at)s, %(identifier)s,
-           'adopted', %(now)s, %(now)s
+           'adopted', %(now)s
       FROM place
     RETURNING entry_id, window_id
 ), proof AS (

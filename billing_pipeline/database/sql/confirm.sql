@@ -6,7 +6,7 @@ SELECT e.stripe_customer_id, e.event_name,
   FROM ledger_entries e
   LEFT JOIN meter_summaries s ON s.stripe_customer_id = e.stripe_customer_id AND s.event_name = e.event_name
    AND s.hour_at = date_trunc('hour', e.slot_at, 'UTC')
- WHERE e.state IN ('ambiguous', 'accepted') AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
+ WHERE NOT e.settled AND e.state IN ('ambiguous', 'accepted') AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
  GROUP BY e.stripe_customer_id, e.event_name, date_trunc('day', e.slot_at, 'UTC')
  ORDER BY min(coalesce(s.observed_at, '-infinity')), min(e.slot_at), e.stripe_customer_id, e.event_name
  LIMIT %(limit)s;
@@ -20,7 +20,7 @@ SELECT entry_id, state::text AS state, value, slot_at, first_attempt_at, last_at
  ORDER BY slot_at;
 
 -- name: count_unsettled
-SELECT count(*) AS entries FROM ledger_entries WHERE state IN ('ambiguous', 'accepted');
+SELECT count(*) AS entries FROM ledger_entries WHERE NOT settled AND state IN ('ambiguous', 'accepted');
 
 -- name: store_summaries
 INSERT INTO meter_summaries (stripe_customer_id, event_name, hour_at, observed, observed_at)

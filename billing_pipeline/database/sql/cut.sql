@@ -35,8 +35,8 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
 -- name: insert_entries
 INSERT INTO ledger_entries
        (window_id, sequence, epoch, stripe_customer_id, event_name, value, slot_at, identifier,
-        next_attempt_at, created_at)
-SELECT window_id, sequence, %(epoch)s, stripe_customer_id, event_name, value, slot_at, identifier, %(now)s, %(now)s
+        created_at)
+SELECT window_id, sequence, %(epoch)s, stripe_customer_id, event_name, value, slot_at, identifier, %(now)s
   FROM unnest(%(window_ids)s::bigint[], %(sequences)s::smallint[], %(customers)s::text[], %(event_names)s::text[],
               %(values)s::bigint[], %(slots)s::timestamptz[], %(identifiers)s::text[])
        AS cut (window_id, sequence, stripe_customer_id, event_name, value, slot_at, identifier);

@@ -154,3 +154,13 @@ SELECT format('%%s %%s %%s', organization_id, meter, hour_at) AS offender,
            AND a.stripe_customer_id IS NOT NULL AND b.stripe_customer_id IS NOT NULL) pair
  GROUP BY organization_id, meter, hour_at
  LIMIT 100;
+
+-- name: v17_open_entries_are_listed
+-- The submitter's work list names exactly the entries that are pending or ambiguous; one left out would never be sent.
+SELECT 'entry ' || coalesce(e.entry_id, o.entry_id) AS offender,
+       CASE WHEN o.entry_id IS NULL THEN e.state || ', not listed' ELSE 'listed, not open' END AS detail
+  FROM (SELECT entry_id, state::text AS state
+          FROM ledger_entries WHERE NOT settled AND state IN ('pending', 'ambiguous')) e
+  FULL JOIN open_entries o USING (entry_id)
+ WHERE e.entry_id IS NULL OR o.entry_id IS NULL
+ LIMIT 100;

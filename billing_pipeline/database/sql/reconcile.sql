@@ -30,7 +30,7 @@ WITH source AS (
            SELECT window_id FROM usage_windows WHERE cut_due OR hold_reason IS NOT NULL
            UNION
            SELECT window_id FROM ledger_entries
-            WHERE state IN ('pending', 'ambiguous', 'accepted') OR hold_reason IS NOT NULL)
+            WHERE NOT settled OR hold_reason IS NOT NULL)
 ), entry AS (
     SELECT window_id,
            coalesce(sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')), 0) AS stated,

@@ -1,35 +1,45 @@
 -- name: hold_entries_too_old
 -- Stripe takes no timestamp older than 35 days: what was never sent by then is owed, and a person decides how.
-UPDATE ledger_entries
+UPDATE ledger_entries e
    SET hold_reason = 'older_than_stripe_accepts'
- WHERE state = 'pending' AND hold_reason IS NULL AND slot_at <= %(now)s - %(past_max)s;
+  FROM open_entries o
+ WHERE o.entry_id = e.entry_id AND o.send_by <= %(now)s - %(past_max)s + interval '35 days'
+   AND e.state = 'pending' AND e.hold_reason IS NULL AND e.slot_at <= %(now)s - %(past_max)s;
+
+-- name: wake_entries
+-- Entries whose wait is over are due again; the claim reads only what is due, however much waits.
+UPDATE open_entries SET retry_at = NULL
+ WHERE entry_id IN (SELECT entry_id FROM open_entries WHERE retry_at <= %(now)s FOR NO KEY UPDATE SKIP LOCKED);
 
 -- name: claim_due_entries
 -- Write-ahead: the entry is ambiguous and its attempt is committed before any byte leaves.  A claim is a lease with
--- a fence; a worker whose lease ran out finds its fence passed and can record nothing.
+-- a fence; a worker whose lease ran out finds its fence passed and can record nothing.  Whatever must be sent first
+-- comes first.
 WITH due AS (
-    SELECT entry_id
-      FROM ledger_entries
-     WHERE state IN ('pending', 'ambiguous') AND hold_reason IS NULL
+    SELECT e.entry_id, o.send_by
+      FROM open_entries o
+      JOIN ledger_entries e USING (entry_id)
+     WHERE o.retry_at IS NULL AND o.send_by > %(now)s
        AND NOT EXISTS (SELECT FROM ledger_identity WHERE frozen_reason IS NOT NULL)
        -- A flush that was paused past its lease claims nothing more.
        AND EXISTS (SELECT FROM flush_leases
                     WHERE lock_key = %(lock_key)s AND fence = %(lease_fence)s AND expires_at > %(now)s)
-       AND next_attempt_at <= %(now)s
-       AND (lease_until IS NULL OR lease_until <= %(now)s)
+       AND e.hold_reason IS NULL
+       AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
        -- Stripe forgets identifiers after at least 24 hours: past the safe time only evidence may decide.
-       AND (first_attempt_at IS NULL OR first_attempt_at > %(now)s - %(safe_send)s)
-       AND slot_at > %(now)s - %(past_max)s
-     ORDER BY next_attempt_at, entry_id
+       AND (e.first_attempt_at IS NULL OR e.first_attempt_at > %(now)s - %(safe_send)s)
+       AND e.slot_at > %(now)s - %(past_max)s
+     ORDER BY o.send_by, o.entry_id
      LIMIT %(limit)s
-       FOR NO KEY UPDATE SKIP LOCKED
+       FOR NO KEY UPDATE OF e SKIP LOCKED
 ), claimed AS (
     UPDATE ledger_entries e
        SET state = 'ambiguous', fence = e.fence + 1, lease_until = %(now)s + %(entry_lease)s,
            first_attempt_at = coalesce(e.first_attempt_at, %(now)s), last_attempt_at = %(now)s
       FROM due
      WHERE e.entry_id = due.entry_id
-    RETURNING e.entry_id, e.window_id, e.fence, e.stripe_customer_id, e.event_name, e.value, e.slot_at, e.identifier,
+    RETURNING e.entry_id, due.send_by, e.window_id, e.fence, e.stripe_customer_id, e.event_name, e.value, e.slot_at,
+              e.identifier,
               -- LIMIT keeps this a look-up per entry; without it the planner reads all attempts ever made.
               e.fence > 1 AND (SELECT true FROM attempts a
                                 WHERE a.entry_id = e.entry_id AND a.outcome IS DISTINCT FROM 'not_executed'
@@ -44,37 +54,41 @@ SELECT a.attempt_id, c.entry_id, w.organization_id, c.fence, c.stripe_customer_i
   FROM claimed c
   JOIN attempted a USING (entry_id)
   JOIN usage_windows w USING (window_id)
- ORDER BY c.entry_id;
+ ORDER BY c.send_by, c.entry_id;
 
--- name: record_outcomes
--- Only where the fence is still ours, and only before the claim ran out (the caller looks).  Proof that nothing was executed sets the first attempt back, because the
--- identifier is then unspent; a rejected amount is owed, so its window is due again once a person releases it.
+-- name: record_outcome
+-- What several entries came to.  Only where the fence is still ours, and only before the claim ran out (the caller
+-- looks).  Proof that nothing was executed sets the first attempt back, because the identifier is then unspent; a
+-- rejected amount is owed, so its window is due again once a person releases it.
 WITH recorded AS (
     UPDATE ledger_entries e
-       SET state = answer.state::entry_state,
+       SET state = %(state)s::entry_state,
            lease_until = NULL,
-           next_attempt_at = answer.next_attempt_at,
-           first_attempt_at = CASE WHEN answer.state = 'pending' THEN NULL ELSE e.first_attempt_at END,
-           hold_reason = CASE WHEN answer.state = 'rejected' THEN 'rejected_by_stripe' ELSE e.hold_reason END
-      FROM unnest(%(attempt_ids)s::bigint[], %(entry_ids)s::bigint[], %(fences)s::bigint[], %(states)s::text[],
-                  %(outcomes)s::text[], %(http_statuses)s::smallint[], %(error_codes)s::text[],
-                  %(error_messages)s::text[], %(request_ids)s::text[], %(next_attempt_ats)s::timestamptz[])
-           AS answer (attempt_id, entry_id, fence, state, outcome, http_status, error_code, error_message, request_id,
-                      next_attempt_at)
+           first_attempt_at = CASE WHEN %(state)s = 'pending' THEN NULL ELSE e.first_attempt_at END,
+           hold_reason = CASE WHEN %(state)s = 'rejected' THEN 'rejected_by_stripe' ELSE e.hold_reason END
+      FROM unnest(%(attempt_ids)s::bigint[], %(entry_ids)s::bigint[], %(fences)s::bigint[], %(request_ids)s::text[])
+           AS answer (attempt_id, entry_id, fence, request_id)
      -- The fence alone says whether the entry is still this claim's: whoever settles an entry raises it.  A condition
      -- on the state would make the planner read the backlog instead of the keys.
      WHERE e.entry_id = answer.entry_id AND e.fence = answer.fence
-    RETURNING e.entry_id, e.window_id, e.state, answer.attempt_id, answer.outcome, answer.http_status,
-              answer.error_code, answer.error_message, answer.request_id
+    RETURNING e.window_id, answer.attempt_id, answer.request_id
 ), finished AS (
     -- Joined by its own key alone: a join of two lists of thousands would be a loop in a loop.
     UPDATE attempts a
-       SET finished_at = %(now)s, outcome = r.outcome, http_status = r.http_status,
-           error_code = r.error_code, error_message = r.error_message, request_id = r.request_id
+       SET finished_at = %(now)s, outcome = %(outcome)s, http_status = %(http_status)s::smallint,
+           error_code = %(error_code)s, error_message = %(error_message)s, request_id = r.request_id
       FROM recorded r
      WHERE a.attempt_id = r.attempt_id AND a.outcome IS NULL
-), owed AS (
-    UPDATE usage_windows SET cut_due = true
-     WHERE window_id IN (SELECT window_id FROM recorded WHERE state = 'rejected')
 )
-SELECT entry_id FROM recorded;
+UPDATE usage_windows SET cut_due = true
+ WHERE %(state)s = 'rejected' AND window_id IN (SELECT window_id FROM recorded);
+
+-- name: put_back_entries
+-- What is still open after its attempt waits; a first attempt whose outcome is unknown sets the time it must be sent by.
+UPDATE open_entries o
+   SET retry_at = back.retry_at,
+       send_by = least(e.slot_at + interval '35 days', e.first_attempt_at + %(safe_send)s)
+  FROM unnest(%(entry_ids)s::bigint[], %(fences)s::bigint[], %(retry_ats)s::timestamptz[])
+       AS back (entry_id, fence, retry_at)
+  JOIN ledger_entries e ON e.entry_id = back.entry_id AND e.fence = back.fence
+ WHERE o.entry_id = back.entry_id;

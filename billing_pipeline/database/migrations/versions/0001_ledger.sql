@@ -240,11 +240,12 @@ CREATE TABLE billing_pipeline.ledger_entries (
     state billing_pipeline.entry_state DEFAULT 'pending' NOT NULL,
     first_attempt_at TIMESTAMPTZ,
     last_attempt_at TIMESTAMPTZ,
-    next_attempt_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
     fence BIGINT DEFAULT 0 NOT NULL,
     lease_until TIMESTAMPTZ,
     hold_reason TEXT,
     created_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    settled BOOLEAN GENERATED ALWAYS AS (state IN ('confirmed', 'adopted', 'rejected', 'replaced')) STORED NOT NULL,
+    replaced BOOLEAN GENERATED ALWAYS AS (state = 'replaced') STORED NOT NULL,
     CONSTRAINT ledger_entries_pkey PRIMARY KEY (entry_id),
     CONSTRAINT ledger_entries_window_id_sequence_key UNIQUE (window_id, sequence),
     CONSTRAINT ledger_entries_identifier_key UNIQUE (identifier),
@@ -254,18 +255,32 @@ CREATE TABLE billing_pipeline.ledger_entries (
     CONSTRAINT ledger_entries_slot_at_check CHECK (date_trunc('minute', slot_at) = slot_at),
     CONSTRAINT ledger_entries_attempted_before_outcome_check CHECK (state IN ('pending', 'adopted', 'replaced') OR first_attempt_at IS NOT NULL OR hold_reason IS NOT NULL),
     CONSTRAINT ledger_entries_window_id_fkey FOREIGN KEY(window_id) REFERENCES billing_pipeline.usage_windows (window_id)
-);
-CREATE INDEX ledger_entries_due_idx ON billing_pipeline.ledger_entries (next_attempt_at) WHERE state IN ('pending', 'ambiguous') AND hold_reason IS NULL;
-CREATE INDEX ledger_entries_not_settled_idx ON billing_pipeline.ledger_entries (window_id) WHERE state IN ('pending', 'ambiguous', 'accepted') OR hold_reason IS NOT NULL;
+)
+ WITH (fillfactor = 50);
+CREATE INDEX ledger_entries_not_settled_idx ON billing_pipeline.ledger_entries (window_id) WHERE NOT settled OR hold_reason IS NOT NULL;
 CREATE INDEX ledger_entries_slot_at_idx ON billing_pipeline.ledger_entries (slot_at);
-CREATE INDEX ledger_entries_unsettled_idx ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE state IN ('ambiguous', 'accepted');
-CREATE UNIQUE INDEX ledger_entries_one_open ON billing_pipeline.ledger_entries (window_id) WHERE state IN ('pending', 'ambiguous');
-CREATE UNIQUE INDEX ledger_entries_slot_key ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE state <> 'replaced';
+CREATE INDEX ledger_entries_unsettled_idx ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE NOT settled;
+CREATE UNIQUE INDEX ledger_entries_slot_key ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE NOT replaced;
 COMMENT ON COLUMN billing_pipeline.ledger_entries.event_name IS 'Stripe''s meter event name, frozen at the cut';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.value IS 'a delta in Stripe units; negative corrects';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.slot_at IS 'the entry''s own minute: its Stripe timestamp';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.fence IS 'who may record an outcome';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.hold_reason IS 'not null: a person must release it before it is sent';
+
+CREATE TABLE billing_pipeline.open_entries (
+    entry_id BIGINT NOT NULL,
+    window_id BIGINT NOT NULL,
+    send_by TIMESTAMPTZ NOT NULL,
+    retry_at TIMESTAMPTZ,
+    CONSTRAINT open_entries_pkey PRIMARY KEY (entry_id),
+    CONSTRAINT open_entries_one_per_window UNIQUE (window_id),
+    CONSTRAINT open_entries_entry_id_fkey FOREIGN KEY(entry_id) REFERENCES billing_pipeline.ledger_entries (entry_id)
+);
+CREATE INDEX open_entries_due_idx ON billing_pipeline.open_entries (send_by, entry_id) WHERE retry_at IS NULL;
+CREATE INDEX open_entries_waiting_idx ON billing_pipeline.open_entries (retry_at) WHERE retry_at IS NOT NULL;
+COMMENT ON TABLE billing_pipeline.open_entries IS 'the submitter''s work: entries pending or ambiguous, kept by triggers of ledger_entries';
+COMMENT ON COLUMN billing_pipeline.open_entries.send_by IS 'after this Stripe may count it twice, or not at all';
+COMMENT ON COLUMN billing_pipeline.open_entries.retry_at IS 'not before; null: at once; infinity: on hold';
 
 CREATE TABLE billing_pipeline.attempts (
     attempt_id BIGINT GENERATED ALWAYS AS IDENTITY,
@@ -284,7 +299,8 @@ CREATE TABLE billing_pipeline.attempts (
     CONSTRAINT attempts_channel_check CHECK (channel IN ('v1', 'v2_stream')),
     CONSTRAINT attempts_outcome_check CHECK (outcome IN ('ok', 'duplicate', 'not_executed', 'rejected', 'unknown')),
     CONSTRAINT attempts_entry_id_fkey FOREIGN KEY(entry_id) REFERENCES billing_pipeline.ledger_entries (entry_id)
-);
+)
+ WITH (fillfactor = 40);
 COMMENT ON COLUMN billing_pipeline.attempts.outcome IS 'null: not known; the entry stays ambiguous';
 COMMENT ON COLUMN billing_pipeline.attempts.error_message IS 'Stripe''s words, without secrets';
 COMMENT ON COLUMN billing_pipeline.attempts.request_id IS 'Stripe''s request id';
@@ -344,51 +360,22 @@ BEGIN
         USING ERRCODE = 'integrity_constraint_violation';
 END $$;
 
--- Only states, times, fence and hold may change, and states only along the protocol's arrows.
-CREATE FUNCTION billing_pipeline.guard_ledger_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+-- The guards of a change are conditions of their triggers, because a function called for each row of a batch costs more
+-- than the change itself; the function only says what was refused.
+CREATE FUNCTION billing_pipeline.refuse_entry_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF ROW(NEW.entry_id, NEW.window_id, NEW.sequence, NEW.epoch, NEW.stripe_customer_id, NEW.event_name,
-           NEW.value, NEW.slot_at, NEW.identifier, NEW.created_at)
-       IS DISTINCT FROM
-       ROW(OLD.entry_id, OLD.window_id, OLD.sequence, OLD.epoch, OLD.stripe_customer_id, OLD.event_name,
-           OLD.value, OLD.slot_at, OLD.identifier, OLD.created_at)
-    THEN
-        RAISE EXCEPTION 'ledger entry % is immutable', OLD.entry_id
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    IF NEW.fence < OLD.fence THEN
-        RAISE EXCEPTION 'stale fence % on ledger entry %', NEW.fence, OLD.entry_id
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    -- The 20 hours of safe resending count from here; only proof that no attempt was executed sets it back.
-    IF OLD.first_attempt_at IS NOT NULL AND NEW.first_attempt_at IS DISTINCT FROM OLD.first_attempt_at
-       AND NOT (NEW.first_attempt_at IS NULL AND OLD.state = 'ambiguous' AND NEW.state = 'pending')
-    THEN
-        RAISE EXCEPTION 'the first attempt of ledger entry % cannot be moved', OLD.entry_id
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    IF NEW.state <> OLD.state AND (OLD.state::text || '>' || NEW.state::text) NOT IN (
-        'pending>ambiguous', 'pending>replaced',
-        'ambiguous>pending', 'ambiguous>accepted', 'ambiguous>confirmed', 'ambiguous>rejected', 'ambiguous>replaced',
-        'accepted>confirmed', 'accepted>rejected', 'accepted>replaced'
-    ) THEN
-        RAISE EXCEPTION 'ledger entry % may not go from % to %', OLD.entry_id, OLD.state, NEW.state
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
+    RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation', MESSAGE = CASE TG_ARGV[0]
+        WHEN 'statement' THEN format('ledger entry %s is immutable', OLD.entry_id)
+        WHEN 'fence' THEN format('stale fence %s on ledger entry %s', NEW.fence, OLD.entry_id)
+        WHEN 'first_attempt' THEN format('the first attempt of ledger entry %s cannot be moved', OLD.entry_id)
+        ELSE format('ledger entry %s may not go from %s to %s', OLD.entry_id, OLD.state, NEW.state)
+    END;
 END $$;
 
--- An attempt's outcome is written once.
-CREATE FUNCTION billing_pipeline.guard_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION billing_pipeline.refuse_attempt_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF OLD.outcome IS NOT NULL
-       OR ROW(NEW.attempt_id, NEW.entry_id, NEW.fence, NEW.channel, NEW.started_at)
-          IS DISTINCT FROM ROW(OLD.attempt_id, OLD.entry_id, OLD.fence, OLD.channel, OLD.started_at)
-    THEN
-        RAISE EXCEPTION 'attempt % is append-only', OLD.attempt_id
-            USING ERRCODE = 'integrity_constraint_violation';
-    END IF;
-    RETURN NEW;
+    RAISE EXCEPTION 'attempt % is append-only', OLD.attempt_id
+        USING ERRCODE = 'integrity_constraint_violation';
 END $$;
 
 -- An entry begins as a statement to be sent, or as what Stripe was found to show; never half-way.
@@ -403,12 +390,40 @@ END $$;
 
 CREATE TRIGGER guard_new BEFORE INSERT ON billing_pipeline.ledger_entries
     FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_new_ledger_entry();
-CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.ledger_entries
-    FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_ledger_entry();
+-- Only states, times, fence and hold may change, and states only along the protocol's arrows.
+CREATE TRIGGER guard_statement BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (
+        ROW(NEW.entry_id, NEW.window_id, NEW.sequence, NEW.epoch, NEW.stripe_customer_id, NEW.event_name,
+            NEW.value, NEW.slot_at, NEW.identifier, NEW.created_at)
+        IS DISTINCT FROM
+        ROW(OLD.entry_id, OLD.window_id, OLD.sequence, OLD.epoch, OLD.stripe_customer_id, OLD.event_name,
+            OLD.value, OLD.slot_at, OLD.identifier, OLD.created_at))
+    EXECUTE FUNCTION billing_pipeline.refuse_entry_change('statement');
+CREATE TRIGGER guard_fence BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (NEW.fence < OLD.fence)
+    EXECUTE FUNCTION billing_pipeline.refuse_entry_change('fence');
+-- The 20 hours of safe resending count from here; only proof that no attempt was executed sets it back.
+CREATE TRIGGER guard_first_attempt BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (
+        OLD.first_attempt_at IS NOT NULL AND NEW.first_attempt_at IS DISTINCT FROM OLD.first_attempt_at
+        AND NOT (NEW.first_attempt_at IS NULL AND OLD.state = 'ambiguous' AND NEW.state = 'pending'))
+    EXECUTE FUNCTION billing_pipeline.refuse_entry_change('first_attempt');
+CREATE TRIGGER guard_state BEFORE UPDATE ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (
+        NEW.state <> OLD.state
+        AND NOT (OLD.state = 'pending' AND NEW.state IN ('ambiguous', 'replaced'))
+        AND NOT (OLD.state = 'ambiguous' AND NEW.state IN ('pending', 'accepted', 'confirmed', 'rejected', 'replaced'))
+        AND NOT (OLD.state = 'accepted' AND NEW.state IN ('confirmed', 'rejected', 'replaced')))
+    EXECUTE FUNCTION billing_pipeline.refuse_entry_change('state');
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.ledger_entries
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+-- An attempt's outcome is written once.
 CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.attempts
-    FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_attempt();
+    FOR EACH ROW WHEN (
+        OLD.outcome IS NOT NULL
+        OR ROW(NEW.attempt_id, NEW.entry_id, NEW.fence, NEW.channel, NEW.started_at)
+           IS DISTINCT FROM ROW(OLD.attempt_id, OLD.entry_id, OLD.fence, OLD.channel, OLD.started_at))
+    EXECUTE FUNCTION billing_pipeline.refuse_attempt_change();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.attempts
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.evidence
@@ -419,3 +434,38 @@ CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipe
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.canaries
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+
+-- The submitter's work list follows the entries, whoever changes them.  An entry that Stripe takes for 35 days is due
+-- by then; the submitter sets an earlier time when an attempt's outcome is unknown.
+CREATE FUNCTION billing_pipeline.open_new_entries() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO billing_pipeline.open_entries (entry_id, window_id, send_by, retry_at)
+    SELECT entry_id, window_id, slot_at + interval '35 days',
+           CASE WHEN hold_reason IS NOT NULL THEN 'infinity'::timestamptz END
+      FROM added
+     WHERE state IN ('pending', 'ambiguous');
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION billing_pipeline.close_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM billing_pipeline.open_entries WHERE entry_id = OLD.entry_id;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION billing_pipeline.hold_open_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE billing_pipeline.open_entries
+       SET retry_at = CASE WHEN NEW.hold_reason IS NOT NULL THEN 'infinity'::timestamptz END
+     WHERE entry_id = NEW.entry_id;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER open_new AFTER INSERT ON billing_pipeline.ledger_entries
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.open_new_entries();
+CREATE TRIGGER close AFTER UPDATE OF state ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (OLD.state IN ('pending', 'ambiguous') AND NEW.state NOT IN ('pending', 'ambiguous'))
+    EXECUTE FUNCTION billing_pipeline.close_entry();
+CREATE TRIGGER hold AFTER UPDATE OF hold_reason ON billing_pipeline.ledger_entries
+    FOR EACH ROW WHEN (NEW.hold_reason IS DISTINCT FROM OLD.hold_reason)
+    EXECUTE FUNCTION billing_pipeline.hold_open_entry();
