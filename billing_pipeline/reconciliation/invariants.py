@@ -34,6 +34,7 @@ LEDGER_INVARIANTS = (
     "v12_ambiguity_ends",
     "v13_completeness",
     "v16_customers_share_an_organization",
+    "v17_no_window_below_zero",
 )
 
 
