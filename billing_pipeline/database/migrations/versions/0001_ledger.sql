@@ -469,17 +469,17 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Every window is locked before it is looked at: a seal that is not committed yet is waited for.
+-- Every window is locked before it is looked at: a seal that is not committed yet is waited for.  A filter and no
+-- condition, which the planner would move below the lock; it would then see the window of before the wait, and lock none.
 CREATE FUNCTION billing_pipeline.refuse_entries_under_a_seal() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     sealed_window bigint;
 BEGIN
-    SELECT min(window_id) INTO sealed_window
+    SELECT min(window_id) FILTER (WHERE sealed_at IS NOT NULL) INTO sealed_window
       FROM (SELECT window_id, sealed_at
               FROM billing_pipeline.usage_windows
              WHERE window_id IN (SELECT window_id FROM added)
-               FOR SHARE) stated
-     WHERE sealed_at IS NOT NULL;
+               FOR SHARE) stated;
     IF sealed_window IS NOT NULL THEN
         RAISE EXCEPTION 'usage window % is sealed: it takes no new entry', sealed_window
             USING ERRCODE = 'integrity_constraint_violation';
