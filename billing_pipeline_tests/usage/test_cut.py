@@ -146,6 +146,20 @@ def test_e6_minutes_before_an_adopted_one_are_used(flow, bill, closed, simulator
     assert sum(counted_by_stripe(simulator).values()) == 15
 
 
+def test_e6_the_minute_of_a_replaced_entry_is_not_used_again(flow, bill, closed, simulator):
+    bill("acme")
+    use(flow, closed, 10)
+    flow.connection.execute("ALTER TABLE ledger_entries DISABLE TRIGGER guard_change")
+    flow.connection.execute("UPDATE ledger_entries SET state = 'replaced'")
+    flow.connection.execute("UPDATE usage_windows SET cut_due = true")
+
+    flow.validate_contract()
+    assert flow.cut().entries == 1
+
+    slots = [row[0] for row in flow.connection.execute("SELECT slot_at FROM ledger_entries ORDER BY entry_id")]
+    assert slots == [closed, closed + MINUTE]
+
+
 def test_e7_a_correction_waits_for_the_proof_of_what_it_corrects(flow, bill, closed, simulator):
     """Refused after all, the first would leave Stripe with less than nothing."""
     bill("acme")

@@ -132,6 +132,17 @@ def test_an_hour_without_usage_that_gets_some_after_the_seal_is_sealed_too(flow,
     assert broken(flow) == []
 
 
+def test_a_window_of_a_sealed_period_that_is_not_sealed_is_found(flow, bill, closed, close_period):
+    (customer,) = bill("acme").values()
+    use(flow, closed, 10)
+    flush(flow)
+    close_period(customer)
+    flow.connection.execute("ALTER TABLE usage_windows DISABLE TRIGGER guard_sealing")
+    flow.connection.execute("UPDATE usage_windows SET sealed_at = NULL")
+
+    assert [row.invariant for row in broken(flow)] == ["v10_nothing_open_under_a_seal"]
+
+
 def test_a_seal_of_one_meter_leaves_the_others_open(flow, bill, closed, simulator, close_period):
     (customer,) = bill("acme").values()
     for event_type in ("prompt_tokens", "generated_tokens"):

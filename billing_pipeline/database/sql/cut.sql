@@ -14,7 +14,9 @@ SELECT window_id, ends_at
 
 -- name: facts_for_cut
 -- The minutes are those of the customer and event name, not of the window: Stripe sums them whosever they are.  Those of
--- replaced entries stay used, so that no minute ever stands for two.
+-- replaced entries stay used, so that no minute ever stands for two.  They are asked for apart, because each state has
+-- its own index by customer: without one, every window would read the whole hour of all customers (10,000 customers:
+-- 13 s for a batch of 2,000 windows).
 SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.starts_at, w.ends_at, w.target,
        w.last_slots_released_at IS NOT NULL AS last_slots_released,
        coalesce(e.stated, 0) AS stated,
@@ -34,10 +36,16 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
               max(created_at) AS last_cut_at
          FROM ledger_entries WHERE window_id = w.window_id) e ON true
   LEFT JOIN LATERAL (
-       SELECT array_agg(DISTINCT slot_at) AS used_slots
-         FROM ledger_entries
-        WHERE stripe_customer_id = w.stripe_customer_id AND event_name = w.event_name
-          AND slot_at >= w.starts_at AND slot_at <= w.ends_at - interval '1 minute') slot ON true
+       SELECT array_agg(slot_at) AS used_slots
+         FROM (SELECT slot_at
+                 FROM ledger_entries
+                WHERE stripe_customer_id = w.stripe_customer_id AND event_name = w.event_name AND state <> 'replaced'
+                  AND slot_at >= w.starts_at AND slot_at <= w.ends_at - interval '1 minute'
+                UNION
+               SELECT slot_at
+                 FROM ledger_entries
+                WHERE stripe_customer_id = w.stripe_customer_id AND event_name = w.event_name AND state = 'replaced'
+                  AND slot_at >= w.starts_at AND slot_at <= w.ends_at - interval '1 minute') used) slot ON true
  WHERE w.window_id = ANY (%(window_ids)s::bigint[])
  ORDER BY w.ends_at, w.window_id;
 

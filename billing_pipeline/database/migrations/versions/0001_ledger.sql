@@ -261,6 +261,7 @@ CREATE TABLE billing_pipeline.ledger_entries (
 );
 CREATE INDEX ledger_entries_due_idx ON billing_pipeline.ledger_entries (next_attempt_at) WHERE state IN ('pending', 'ambiguous') AND hold_reason IS NULL;
 CREATE INDEX ledger_entries_not_settled_idx ON billing_pipeline.ledger_entries (window_id) WHERE state IN ('pending', 'ambiguous', 'accepted') OR hold_reason IS NOT NULL;
+CREATE INDEX ledger_entries_replaced_slot_idx ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE state = 'replaced';
 CREATE INDEX ledger_entries_slot_at_idx ON billing_pipeline.ledger_entries (slot_at);
 CREATE INDEX ledger_entries_unsettled_idx ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE state IN ('ambiguous', 'accepted');
 CREATE UNIQUE INDEX ledger_entries_one_open ON billing_pipeline.ledger_entries (window_id) WHERE state IN ('pending', 'ambiguous');
