@@ -5,7 +5,6 @@ Recovery takes two persons: one adopts what Stripe shows, another releases.  Eve
 
 from __future__ import annotations
 
-from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,17 +12,24 @@ import typer
 
 from billing_pipeline.cli.hints import amount, as_typed
 from billing_pipeline.cli.usage import open_ledger, open_local_flow
-from billing_pipeline.errors import UserError
+from billing_pipeline.cli.windows import (
+    HELD_SHOWN,
+    By,
+    Reason,
+    instant,
+    print_held,
+    print_owed_after_seal,
+    release_hold,
+    seal,
+)
 
 if TYPE_CHECKING:
     from billing_pipeline.usage.adopt import AdoptionReport
     from billing_pipeline.usage.gate import Identity
 
 app = typer.Typer(help="Look at the ledger, stop it, bring it back.", no_args_is_help=True)
-
-By = Annotated[str, typer.Option("--by", help="Who does this, for the operator log.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the operator log.")]
-
+app.command()(release_hold)
+app.command()(seal)
 
 LABELS = {
     "units_unmapped": "units of organizations without a Stripe customer",
@@ -46,12 +52,16 @@ def status() -> None:
     """
     from billing_pipeline.database import queries
     from billing_pipeline.usage.gate import Identity
+    from billing_pipeline.usage.hold import held_windows
+    from billing_pipeline.usage.seal import owed_after_seal
 
     with open_ledger() as flow:
         identities = queries.fetch(flow.connection, "read_identity", Identity)
         owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]
         canaries = queries.fetch_dicts(flow.connection, "canary_lag")
         mark = flow.mark.read()
+        held = held_windows(flow.connection, limit=HELD_SHOWN)
+        after_seal = owed_after_seal(flow.connection)
     _print_identity(identities[0] if identities else None)
     # The address may hold a key, so only its kind is shown.
     kind = flow.settings.mark_url.partition("://")[0]
@@ -61,6 +71,8 @@ def status() -> None:
     for name, value in owed.items():
         shown = "-" if value is None else amount(Decimal(value)) if isinstance(value, (int, Decimal)) else str(value)
         typer.echo(f"{shown:>16} {LABELS.get(name, name.replace('_', ' '))}")
+    print_held(held)
+    print_owed_after_seal(after_seal)
     typer.echo("\nCanaries:" if canaries else "\nCanaries: none sent yet")
     for row in canaries:
         seen = (
@@ -117,7 +129,7 @@ def adopt(
             flow.summaries,
             catalogue=flow.catalogue,
             mark=flow.mark,
-            since=_instant(since) if since else flow.clock() - DEFAULT_SPAN,
+            since=instant(since) if since else flow.clock() - DEFAULT_SPAN,
             actor=by,
             reason=reason,
             clock=flow.clock,
@@ -165,13 +177,3 @@ def _print_report(report: AdoptionReport) -> None:
         f"{len(report.conflicts)} need a person. The epoch is now {report.epoch}; the ledger is still frozen."
     )
     typer.echo(as_typed("A second person releases it: `billing-pipeline ledger release --by NAME --reason TEXT`"))
-
-
-def _instant(text: str) -> datetime:
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise UserError(f"{text} is not a time with an offset; write it like 2026-11-20T00:00:00Z.")
-    return instant

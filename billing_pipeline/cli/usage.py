@@ -201,7 +201,7 @@ def _print_flush(report: FlushReport) -> None:
     )
     typer.echo(
         f"Entries:   {report.cut.entries:,} cut (+{report.cut.units_added:,} -{report.cut.units_taken_back:,} units), "
-        f"{report.cut.windows_held:,} windows held"
+        f"{report.cut.windows_waiting:,} windows waiting, {report.cut.windows_held:,} held"
     )
     typer.echo(
         f"Stripe:    {report.submit.attempts:,} sent, {report.submit.accepted:,} accepted, "

@@ -10,8 +10,6 @@ from sqlalchemy import DateTime, MetaData, event, text
 from sqlalchemy.schema import CreateSchema
 
 SCHEMA = "billing_pipeline"
-SLOTS_PER_WINDOW = 60
-"""Each entry owns one whole minute of its window's hour."""
 
 metadata = MetaData(
     schema=SCHEMA,

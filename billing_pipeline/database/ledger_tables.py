@@ -24,8 +24,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ENUM, JSONB, TSTZRANGE, ExcludeConstraint
 
-from billing_pipeline.database.base import DATABASE_NOW, SCHEMA, SLOTS_PER_WINDOW, Instant, metadata
+from billing_pipeline.database.base import DATABASE_NOW, SCHEMA, Instant, metadata
 from billing_pipeline.database.usage_tables import usage_windows
+from billing_pipeline.domain.windows import SLOTS_PER_HOUR
 
 entry_state = ENUM(
     "pending",  # committed; nothing sent, or every attempt provably not executed
@@ -87,7 +88,11 @@ ledger_entries = Table(
     Column("replaced", Boolean, Computed("state = 'replaced'", persisted=True), nullable=False),
     UniqueConstraint("window_id", "sequence"),
     UniqueConstraint("identifier"),
-    CheckConstraint(f"sequence BETWEEN 0 AND {SLOTS_PER_WINDOW - 1}", name="sequence"),
+    # Recovery may adopt usage at the minute of an entry that it replaces; entries that are sent have a minute each.
+    CheckConstraint(
+        f"sequence >= 0 AND (sequence < {SLOTS_PER_HOUR} OR state = 'adopted' AND sequence < {2 * SLOTS_PER_HOUR})",
+        name="sequence",
+    ),
     CheckConstraint("value <> 0 AND abs(value) < 1000000000000000", name="value"),
     CheckConstraint("length(identifier) <= 100", name="identifier"),
     CheckConstraint("date_trunc('minute', slot_at) = slot_at", name="slot_at"),
@@ -104,6 +109,14 @@ ledger_entries = Table(
         "slot_at",
         unique=True,
         postgresql_where=text("NOT replaced"),
+    ),
+    # The other, small part: the cutter asks for both, since a replaced entry keeps its minute.
+    Index(
+        "ledger_entries_replaced_slot_idx",
+        "stripe_customer_id",
+        "event_name",
+        "slot_at",
+        postgresql_where=text("replaced"),
     ),
     Index(
         "ledger_entries_unsettled_idx",
@@ -259,5 +272,24 @@ ledger_operations = Table(
     Column("reason", Text, nullable=False),
     Column("details", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("done_at", Instant, nullable=False),
-    CheckConstraint("action IN ('freeze', 'adopt', 'release', 'release_hold')", name="action"),
+    CheckConstraint("action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal')", name="action"),
+)
+
+seals = Table(
+    "seals",
+    metadata,
+    Column("seal_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("stripe_customer_id", Text, nullable=False),
+    Column("event_name", Text, comment="null: every meter of the customer"),
+    Column("during", TSTZRANGE, nullable=False, comment="half-open, UTC; the period whose invoice is final"),
+    Column(
+        "operation_id",
+        BigInteger,
+        ForeignKey(ledger_operations.c.operation_id),
+        nullable=False,
+        comment="who sealed it, and why",
+    ),
+    Column("sealed_at", Instant, nullable=False),
+    CheckConstraint("NOT (isempty(during) OR lower_inf(during) OR upper_inf(during))", name="during"),
+    Index(None, "stripe_customer_id"),
 )

@@ -165,7 +165,9 @@ usage_windows = Table(
         server_default=text("true"),
         comment="target may differ from stated",
     ),
+    Column("cut_after", Instant, comment="so many corrections that the next waits until then, and takes all since"),
     Column("hold_reason", Text, comment="not null: owed, but cannot be cut; waits for a person"),
+    Column("last_slots_released_at", Instant, comment="a person let the cutter use the reserved last minutes"),
     Column("sealed_at", Instant, comment="the invoice is final; only an adjustment may follow"),
     CheckConstraint("starts_at < ends_at", name="span"),
     CheckConstraint("target >= 0 AND target = trunc(target)", name="target"),
@@ -188,7 +190,9 @@ usage_windows = Table(
         "usage_windows_cut_due_idx",
         "ends_at",
         "window_id",
-        postgresql_where=text("cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL"),
+        postgresql_where=text(
+            "cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL AND sealed_at IS NULL"
+        ),
     ),
     Index("usage_windows_starts_at_idx", "starts_at"),
     # Only these can leave a rest to carry; of integer meters there are none.

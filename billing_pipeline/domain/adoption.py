@@ -21,7 +21,7 @@ class Step(StrEnum):
     REPLACE = "replace"  # Stripe shows nothing: the value is owed again
     ADOPT = "adopt"  # Stripe shows a value the ledger has no entry for
     REPLACE_AND_ADOPT = "replace_and_adopt"  # Stripe shows a value, but not as this entry
-    CONFLICT = "conflict"  # a settled entry that Stripe shows otherwise; a person must look
+    CONFLICT = "conflict"  # a settled entry that Stripe shows otherwise, or a sealed minute; a person must look
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,16 @@ class EntryAtMinute:
     slot_at: datetime
 
 
-def decide_adoption(entry: EntryAtMinute | None, shown: int) -> Step:
-    """The step for one minute where Stripe shows `shown` units (0: nothing)."""
+def decide_adoption(entry: EntryAtMinute | None, shown: int, *, sealed: bool) -> Step:
+    """The step for one minute where Stripe shows `shown` units (0: nothing).
+
+    `sealed`: the minute's invoice is final, so no entry can be added to the ledger there.
+    """
+    step = _step(entry, shown)
+    return Step.CONFLICT if sealed and step in (Step.ADOPT, Step.REPLACE_AND_ADOPT) else step
+
+
+def _step(entry: EntryAtMinute | None, shown: int) -> Step:
     if entry is None:
         return Step.ADOPT if shown else Step.KEEP
     match EntryState(entry.state):

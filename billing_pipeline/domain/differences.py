@@ -20,10 +20,12 @@ class DifferenceKind(StrEnum):
     FRACTION = "fraction"  # less than one Stripe unit per customer and month, after the unit scale
     MISCARRIED = "miscarried"  # a whole unit or more that the windows' fractions do not account for
     UNMAPPED = "unmapped"  # no Stripe customer takes it: owed
+    AFTER_SEAL = "owed_after_seal"  # the invoice was final: never sent, needs an adjustment
     STILL_OPEN = "still_open"  # the window has not closed yet
     HELD = "held"  # a person must release it: owed
     REJECTED = "rejected"  # Stripe refused it: owed
-    WAITING = "waiting"  # the window's last entry must settle before the next is cut
+    WAITING = "waiting"  # an entry of the window must settle before the next is cut
+    COALESCED = "coalesced"  # the window had so many corrections that the next waits a day: owed
     NOT_CUT = "not_cut"  # closed; the next flush cuts it
     IN_FLIGHT = "in_flight"  # stated, not known to be accepted
     UNCONFIRMED = "unconfirmed"  # accepted, not yet shown by Stripe's summaries
@@ -97,9 +99,14 @@ class Sides:
     unconfirmed: Decimal = _NOTHING
     rejected: Decimal = _NOTHING
     unmapped: Decimal = _NOTHING
+    after_seal: Decimal = _NOTHING
+    """Target minus stated, of windows whose invoice is final."""
+    fractions_after_seal: Decimal = _NOTHING
+    """Whole units that fractions make where every window that could carry them is sealed; negative: no longer make."""
     held: Decimal = _NOTHING
     still_open: Decimal = _NOTHING
     waiting: Decimal = _NOTHING
+    coalesced: Decimal = _NOTHING
     shown_early: Decimal = _NOTHING
     excess: Decimal = _NOTHING
     """What Stripe shows too much, over the hours with too much."""
@@ -136,8 +143,9 @@ def with_hours(sides: Sides, hours: Iterable[HourShown]) -> Sides:
 
 def differences(sides: Sides) -> list[Difference]:
     """Every difference between the source and Stripe; their units add up to source minus observed."""
-    named = sides.unmapped + sides.still_open + sides.held + sides.rejected + sides.waiting
-    miscarried = sides.lost + sides.gained
+    named = sides.unmapped + sides.after_seal + sides.still_open + sides.held + sides.rejected
+    named += sides.waiting + sides.coalesced
+    miscarried = sides.lost + sides.gained + sides.fractions_after_seal
     parts = [
         (DifferenceKind.NOT_AGGREGATED, sides.source_units - sides.counted_units),
         (DifferenceKind.FRACTION, sides.counted_units - sides.target - miscarried),
@@ -145,10 +153,12 @@ def differences(sides: Sides) -> list[Difference]:
         (DifferenceKind.MISCARRIED, sides.lost),
         (DifferenceKind.MISCARRIED, sides.gained),
         (DifferenceKind.UNMAPPED, sides.unmapped),
+        (DifferenceKind.AFTER_SEAL, sides.after_seal + sides.fractions_after_seal),
         (DifferenceKind.STILL_OPEN, sides.still_open),
         (DifferenceKind.HELD, sides.held),
         (DifferenceKind.REJECTED, sides.rejected),
         (DifferenceKind.WAITING, sides.waiting),
+        (DifferenceKind.COALESCED, sides.coalesced),
         (DifferenceKind.NOT_CUT, sides.target - sides.stated - named),
         (DifferenceKind.IN_FLIGHT, sides.in_flight),
         (DifferenceKind.UNCONFIRMED, sides.unconfirmed - sides.shown_early),

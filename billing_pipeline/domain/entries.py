@@ -1,20 +1,16 @@
-"""The life of a ledger entry: what to state next, and which state follows from what Stripe answered.
+"""The life of a ledger entry: which state follows from what Stripe answered or showed.
 
-The cutter, the submitter and the confirmer decide nothing themselves; they ask here and write the answer.
+The submitter and the confirmer decide nothing themselves; they ask here and write the answer.  What is stated next is
+decided in `cuts.py`.
 The same arrows are a trigger in the database (`schema/guards.sql`); a test holds the two equal.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from billing_pipeline.domain.protocol import ProtocolTimes
-from billing_pipeline.domain.windows import next_slot
-
-VALUE_MAX = 10**15 - 1
-"""Stripe: at most 15 significant digits (2026-04-22, billing-meter-event-values-validation)."""
 
 
 class EntryState(StrEnum):
@@ -65,19 +61,11 @@ class HoldReason(StrEnum):
     TOO_OLD = "older_than_stripe_accepts"
     TOO_LARGE = "more_digits_than_stripe_accepts"
     NO_SLOT = "no_minute_left_in_window"
+    LAST_SLOTS = "last_minutes_of_window_are_reserved"
 
 
 class DuplicateWithoutAttempt(Exception):
     """Stripe knows an identifier that this ledger never sent: a restored or foreign ledger."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """The next entry of a window: its number, its amount and its own minute."""
-
-    sequence: int
-    value: int
-    slot_at: datetime
 
 
 def state_after(outcome: Outcome, *, earlier_unknown: bool) -> EntryState:
@@ -100,36 +88,6 @@ def state_after(outcome: Outcome, *, earlier_unknown: bool) -> EntryState:
             return EntryState.AMBIGUOUS if earlier_unknown else EntryState.REJECTED
         case Outcome.UNKNOWN:
             return EntryState.AMBIGUOUS
-
-
-def decide_cut(
-    *,
-    target: int,
-    stated: int,
-    next_sequence: int,
-    last_slot_at: datetime | None,
-    starts_at: datetime,
-    ends_at: datetime,
-    now: datetime,
-    past_max: timedelta,
-) -> Cut | HoldReason | None:
-    """The entry that brings what is stated to the target; a reason when it cannot be; None when nothing is owed.
-
-    `stated` is the sum of the window's entries that are neither rejected nor replaced.
-    `last_slot_at` is the latest minute that any entry of the customer and meter owns inside the window.
-    `past_max` is how old a Stripe timestamp may be.
-    """
-    value = target - stated
-    if value == 0:
-        return None
-    if abs(value) > VALUE_MAX:
-        return HoldReason.TOO_LARGE
-    slot = next_slot(starts_at, ends_at, after=last_slot_at)
-    if slot is None:
-        return HoldReason.NO_SLOT
-    if slot < now - past_max:
-        return HoldReason.TOO_OLD
-    return Cut(next_sequence, value, slot)
 
 
 class Verdict(StrEnum):

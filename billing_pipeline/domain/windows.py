@@ -6,10 +6,13 @@ All instants are aware; every calculation is done in UTC, so no zone's clock cha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
+SLOTS_PER_HOUR = 60
+"""Each entry owns one whole minute of its window's hour, so an hour has room for this many."""
 
 
 def utc(instant: datetime) -> datetime:
@@ -29,14 +32,19 @@ def minute_of(instant: datetime) -> datetime:
     return utc(instant).replace(second=0, microsecond=0)
 
 
-def next_slot(starts_at: datetime, ends_at: datetime, *, after: datetime | None) -> datetime | None:
-    """The first whole minute inside [starts_at, ends_at) that comes after `after`, or None when there is none.
+def slots_of(starts_at: datetime, ends_at: datetime) -> Iterator[datetime]:
+    """Every whole minute inside [starts_at, ends_at), in order.
 
     A slot is an entry's Stripe timestamp; because no two entries of a customer and meter share one, Stripe's
     minute summaries can prove each entry alone.
     """
-    slot = _first_minute(starts_at) if after is None else utc(after) + MINUTE
-    return slot if slot + MINUTE <= ends_at else None
+    first = _first_minute(starts_at)
+    return (first + number * MINUTE for number in range(slot_count(starts_at, ends_at)))
+
+
+def slot_count(starts_at: datetime, ends_at: datetime) -> int:
+    """How many whole minutes lie inside [starts_at, ends_at)."""
+    return max((utc(ends_at) - _first_minute(starts_at)) // MINUTE, 0)
 
 
 def _first_minute(starts_at: datetime) -> datetime:

@@ -34,7 +34,8 @@ LEDGER_INVARIANTS = (
     "v12_ambiguity_ends",
     "v13_completeness",
     "v16_customers_share_an_organization",
-    "v17_open_entries_are_listed",
+    "v17_no_window_below_zero",
+    "v18_open_entries_are_listed",
 )
 
 

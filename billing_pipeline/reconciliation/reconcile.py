@@ -46,6 +46,7 @@ def reconcile(connection: Connection[Any], *, settings: Settings, now: datetime)
         "reach_start": Literal(reach_start(now)),
         "reach_end": Literal(reach_end(now)),
         "closed_before": Literal(now - grace),
+        "now": Literal(now),
     }
     with _one_snapshot(connection):
         ledger = queries.fetch(connection, "reconcile_usage", Sides, parts=parts)

@@ -156,15 +156,18 @@ def _differing_hours(
 def _look_closely(
     connection: Connection[Any], reader: Reader, customer: str, event_name: str, hours: Iterable[datetime]
 ) -> Iterator[tuple[Adoption, EntryAtMinute | None]]:
+    lane = {"stripe_customer_id": customer, "event_name": event_name}
+    seals = queries.fetch_dicts(connection, "seals_of_lane", lane)
     for hour in hours:
-        params = {"stripe_customer_id": customer, "event_name": event_name, "start": hour, "end": hour + HOUR}
+        params = lane | {"start": hour, "end": hour + HOUR}
         entries = {
             entry.slot_at: entry for entry in queries.fetch(connection, "entries_by_minute", EntryAtMinute, params)
         }
         for minute in (hour + number * MINUTE for number in range(60)):
             entry = entries.get(minute)
             shown = reader.minute(event_name, customer, minute)
-            step = decide_adoption(entry, shown)
+            sealed = any(seal["starts_at"] <= minute < seal["ends_at"] for seal in seals)
+            step = decide_adoption(entry, shown, sealed=sealed)
             if step is not Step.KEEP:
                 yield Adoption(customer, event_name, minute, step, entry.value if entry else 0, shown), entry
 

@@ -1,7 +1,7 @@
 """Stage 3: turn the difference between a closed window's target and what was stated into a ledger entry.
 
 The window's row lock serializes cutters; at most one entry of a window is open, so the next delta waits until the
-outcome of the last is known.  Nothing is sent here.
+outcome of the last is known.  `domain/cuts.py` decides; what waits stays due.  Nothing is sent here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 from psycopg import Connection
 
 from billing_pipeline.database import queries
-from billing_pipeline.domain.entries import Cut, HoldReason, decide_cut
+from billing_pipeline.domain.cuts import Cut, Wait, decide_cut
+from billing_pipeline.domain.entries import HoldReason
 from billing_pipeline.domain.identifiers import entry_identifier
+from billing_pipeline.domain.windows import MINUTE, hour_of
 from billing_pipeline.usage.gate import Identity
 
 BATCH_SIZE = 2_000
@@ -26,11 +28,13 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class CutReport:
-    """What one cut stated: entries, the units they add and take back, and windows that must wait for a person."""
+    """What one cut stated: entries, the units they add and take back, windows that wait for their next correction or
+    for evidence, and windows that must wait for a person."""
 
     entries: int = 0
     units_added: int = 0
     units_taken_back: int = 0
+    windows_waiting: int = 0
     windows_held: int = 0
 
 
@@ -45,10 +49,13 @@ class WindowFacts:
     starts_at: datetime
     ends_at: datetime
     target: Decimal
+    last_slots_released: bool
     stated: Decimal
+    assured: Decimal
     next_sequence: int
     open_or_held: bool
-    last_slot_at: datetime | None
+    last_cut_at: datetime | None
+    used_slots: list[datetime]
 
 
 def cut(
@@ -69,6 +76,7 @@ def cut(
                 connection,
                 "lock_windows_due_for_cut",
                 {
+                    "now": now,
                     "closed_before": now - grace,
                     "after_ends_at": after[0],
                     "after_window_id": after[1],
@@ -97,35 +105,34 @@ def _cut_batch(
     )
     entries: list[tuple[WindowFacts, Cut]] = []
     held: list[tuple[int, HoldReason]] = []
+    deferred: list[tuple[int, datetime]] = []
+    waiting = 0
     settled: list[int] = []
-    taken: dict[tuple[str, str], list[datetime]] = defaultdict(list)
+    taken: dict[tuple[str, str, datetime], list[datetime]] = defaultdict(list)
     for window in facts:
         if window.open_or_held:
             continue
         # Two windows of one customer and hour may be in one batch; the minutes of the first are not in `facts`.
-        lane = (window.stripe_customer_id, window.event_name)
-        used = [slot for slot in taken[lane] if window.starts_at <= slot < window.ends_at]
-        if window.last_slot_at is not None:
-            used.append(window.last_slot_at)
-        decision = decide_cut(
-            target=int(window.target),
-            stated=int(window.stated),
-            next_sequence=window.next_sequence,
-            last_slot_at=max(used, default=None),
-            starts_at=window.starts_at,
-            ends_at=window.ends_at,
-            now=now,
-            past_max=past_max,
-        )
-        if isinstance(decision, HoldReason):
-            held.append((window.window_id, decision))
-            continue
+        lane = taken[(window.stripe_customer_id, window.event_name, hour_of(window.starts_at))]
+        decision = _decide(window, lane, now, past_max)
+        match decision:
+            case HoldReason():
+                held.append((window.window_id, decision))
+                continue
+            case Wait():
+                waiting += 1
+                if decision.until is not None:
+                    deferred.append((window.window_id, decision.until))
+                continue
+            case Cut():
+                entries.append((window, decision))
+                lane.append(decision.slot_at)
         settled.append(window.window_id)
-        if decision is not None:
-            entries.append((window, decision))
-            taken[lane].append(decision.slot_at)
     _insert(connection, entries, identity, now)
     queries.execute(connection, "settle_windows", {"window_ids": settled})
+    queries.execute(
+        connection, "defer_windows", {"window_ids": [i for i, _ in deferred], "untils": [at for _, at in deferred]}
+    )
     queries.execute(
         connection, "hold_windows", {"window_ids": [i for i, _ in held], "reasons": [str(r) for _, r in held]}
     )
@@ -134,7 +141,27 @@ def _cut_batch(
         entries=report.entries + len(entries),
         units_added=report.units_added + sum(value for value in values if value > 0),
         units_taken_back=report.units_taken_back - sum(value for value in values if value < 0),
+        windows_waiting=report.windows_waiting + waiting,
         windows_held=report.windows_held + len(held),
+    )
+
+
+def _decide(
+    window: WindowFacts, lane: list[datetime], now: datetime, past_max: timedelta
+) -> Cut | Wait | HoldReason | None:
+    taken = (slot for slot in lane if window.starts_at <= slot <= window.ends_at - MINUTE)
+    return decide_cut(
+        target=int(window.target),
+        stated=int(window.stated),
+        assured=int(window.assured),
+        next_sequence=window.next_sequence,
+        used_slots={*window.used_slots, *taken},
+        last_cut_at=window.last_cut_at,
+        last_slots_released=window.last_slots_released,
+        starts_at=window.starts_at,
+        ends_at=window.ends_at,
+        now=now,
+        past_max=past_max,
     )
 
 

@@ -1,5 +1,6 @@
 """What the database itself refuses, whoever writes: the promises that no code of ours can break."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 from itertools import product
 
@@ -29,7 +30,7 @@ ALLOWED = {
 }
 PAIRS = [pair for pair in product(entry_state.enums, repeat=2) if pair[0] != pair[1]]
 
-APPEND_ONLY = ("ledger_entries", "attempts", "evidence", "usage_windows")
+APPEND_ONLY = ("ledger_entries", "attempts", "evidence", "usage_windows", "seals")
 
 
 def insert(connection: Connection, table: str, key: str, **values: object) -> int:
@@ -218,6 +219,7 @@ def test_a_settled_entry_makes_room_for_the_next(connection):
         ({"value": 10**15}, "value"),
         ({"value": -(10**15)}, "value"),
         ({"sequence": 60}, "sequence"),
+        ({"sequence": 120, "state": "adopted"}, "sequence"),
         ({"sequence": -1}, "sequence"),
         ({"identifier": "x" * 101}, "identifier"),
         ({"slot_at": HOUR + timedelta(seconds=1)}, "slot_at"),
@@ -318,3 +320,137 @@ def test_the_ledger_has_one_identity_and_a_freeze_has_a_time(connection):
     connection.execute(identity.format("", ""))
     with pytest.raises(UniqueViolation, match="ledger_identity_pkey"):
         connection.execute(identity.format("", ""))
+
+
+SEALED_AT = HOUR + timedelta(days=40)
+
+
+def add_seal(connection: Connection, **overrides: object) -> int:
+    operation_id = insert(
+        connection,
+        "ledger_operations",
+        "operation_id",
+        action="seal",
+        actor="Ann",
+        reason="invoice in_1 is final",
+        done_at=SEALED_AT,
+    )
+    values = {
+        "stripe_customer_id": "cus_1",
+        "during": f"[{HOUR - timedelta(days=1)},{HOUR + timedelta(days=1)})",
+        "operation_id": operation_id,
+        "sealed_at": SEALED_AT,
+    }
+    return insert(connection, "seals", "seal_id", **values | overrides)
+
+
+def seal_window(connection: Connection, sealed_at: datetime | None = SEALED_AT) -> None:
+    connection.execute("UPDATE usage_windows SET sealed_at = %s", (sealed_at,))
+
+
+@pytest.mark.parametrize("state", entry_state.enums)
+def test_a_window_is_not_sealed_before_its_entries_are_settled(connection, state):
+    add_entry(connection, add_window(connection), state=state)
+    add_seal(connection)
+
+    if state in {"pending", "ambiguous", "accepted"}:
+        with pytest.raises(IntegrityConstraintViolation, match="has an entry that is not settled"):
+            seal_window(connection)
+    else:
+        seal_window(connection)
+
+
+def test_a_window_on_hold_is_not_sealed(connection):
+    window_id = add_window(connection, hold_reason="no_minute_left_in_window")
+    add_seal(connection)
+    with pytest.raises(IntegrityConstraintViolation, match="is on hold"):
+        seal_window(connection)
+
+    connection.execute("UPDATE usage_windows SET hold_reason = NULL")
+    add_entry(connection, window_id, state="rejected", hold_reason="rejected_by_stripe")
+    with pytest.raises(IntegrityConstraintViolation, match="is on hold"):
+        seal_window(connection)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"stripe_customer_id": "cus_2"},
+        {"event_name": "tokens"},
+        {"during": f"[{HOUR + timedelta(seconds=1)},{HOUR + timedelta(days=1)})"},
+        {"sealed_at": SEALED_AT + timedelta(seconds=1)},
+    ],
+)
+def test_a_window_is_sealed_only_by_a_seal_that_covers_it(connection, elsewhere):
+    add_window(connection)
+    add_seal(connection, **elsewhere)
+
+    with pytest.raises(IntegrityConstraintViolation, match="no seal covers it"):
+        seal_window(connection)
+    with pytest.raises(IntegrityConstraintViolation, match="no seal covers it"):
+        add_window(connection, organization_id="org_2", sealed_at=SEALED_AT)
+
+
+@pytest.mark.parametrize("change", [None, SEALED_AT + timedelta(days=1)])
+def test_a_seal_is_never_taken_off(connection, change):
+    add_window(connection)
+    add_seal(connection)
+    add_seal(connection, sealed_at=SEALED_AT + timedelta(days=1))
+    seal_window(connection)
+
+    with pytest.raises(IntegrityConstraintViolation, match="a seal is never taken off"):
+        seal_window(connection, change)
+    with pytest.raises(IntegrityConstraintViolation, match="append-only"):
+        connection.execute("UPDATE seals SET sealed_at = now()")
+
+
+@pytest.mark.parametrize("during", ["empty", f"[{HOUR},)", f"(,{HOUR})"])
+def test_a_seal_has_a_beginning_and_an_end(connection, during):
+    with pytest.raises(CheckViolation, match="during"):
+        add_seal(connection, during=during)
+
+
+@pytest.mark.parametrize("state", ["pending", "adopted"])
+def test_a_sealed_window_takes_no_new_entry(connection, state):
+    window_id = add_window(connection)
+    add_seal(connection)
+    seal_window(connection)
+
+    with pytest.raises(IntegrityConstraintViolation, match=f"usage window {window_id} is sealed"):
+        add_entry(connection, window_id, state=state)
+
+
+def test_an_entry_that_comes_while_its_window_is_being_sealed_waits_and_is_refused(connection, database_url):
+    window_id = add_window(connection)
+    add_seal(connection)
+    refused = []
+
+    def state_more():
+        with connect(database_url) as other:
+            try:
+                insert(
+                    other,
+                    "ledger_entries",
+                    "entry_id",
+                    window_id=window_id,
+                    sequence=0,
+                    epoch=0,
+                    stripe_customer_id="cus_1",
+                    event_name="api_calls",
+                    value=1,
+                    slot_at=HOUR,
+                    identifier="be1_late",
+                )
+            except IntegrityConstraintViolation as exc:
+                refused.append(str(exc))
+
+    with connection.transaction():
+        seal_window(connection)
+        thread = threading.Thread(target=state_more)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+    thread.join(10)
+
+    assert len(refused) == 1
+    assert f"usage window {window_id} is sealed" in refused[0]

@@ -1,8 +1,8 @@
-"""What is stated next, and what an answer means."""
+"""What an answer means."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -11,68 +11,12 @@ from hypothesis import strategies as st
 from billing_pipeline.domain.entries import (
     NOT_STATED,
     TRANSITIONS,
-    VALUE_MAX,
-    Cut,
     DuplicateWithoutAttempt,
     EntryState,
-    HoldReason,
     Outcome,
-    decide_cut,
     retry_delay,
     state_after,
 )
-
-TEN = datetime(2026, 3, 10, 10, tzinfo=UTC)
-PAST_MAX = timedelta(days=34)
-
-
-def decide(**overrides):
-    facts = {
-        "target": 10,
-        "stated": 0,
-        "next_sequence": 0,
-        "last_slot_at": None,
-        "starts_at": TEN,
-        "ends_at": TEN + timedelta(hours=1),
-        "now": TEN + timedelta(hours=2),
-        "past_max": PAST_MAX,
-    }
-    return decide_cut(**(facts | overrides))
-
-
-@given(targets=st.lists(st.integers(0, VALUE_MAX), min_size=1, max_size=59))
-def test_entries_always_add_up_to_the_latest_target(targets):
-    stated, sequence, last_slot = 0, 0, None
-    for target in targets:
-        cut = decide(target=target, stated=stated, next_sequence=sequence, last_slot_at=last_slot)
-        if cut is not None:
-            stated, sequence, last_slot = stated + cut.value, sequence + 1, cut.slot_at
-
-    assert stated == targets[-1]
-
-
-def test_nothing_owed_makes_no_entry():
-    assert decide(target=7, stated=7) is None
-
-
-def test_less_usage_than_stated_is_taken_back():
-    assert decide(target=3, stated=10, next_sequence=1, last_slot_at=TEN) == Cut(1, -7, TEN + timedelta(minutes=1))
-
-
-@pytest.mark.parametrize(
-    ("facts", "reason"),
-    [
-        ({"target": VALUE_MAX + 1}, HoldReason.TOO_LARGE),
-        ({"last_slot_at": TEN + timedelta(minutes=59)}, HoldReason.NO_SLOT),
-        ({"now": TEN + PAST_MAX + timedelta(seconds=1)}, HoldReason.TOO_OLD),
-    ],
-)
-def test_what_stripe_cannot_take_is_held_for_a_person(facts, reason):
-    assert decide(**facts) is reason
-
-
-def test_the_largest_and_oldest_that_stripe_takes_are_not_held():
-    assert decide(target=VALUE_MAX, now=TEN + PAST_MAX) == Cut(0, VALUE_MAX, TEN)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing_pipeline.domain.windows import HOUR, MINUTE, hour_of, next_slot, utc
+from billing_pipeline.domain.windows import HOUR, MINUTE, hour_of, slot_count, slots_of, utc
 
 instants = st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2030, 1, 1))
 TEN = datetime(2026, 3, 10, 10, tzinfo=UTC)
@@ -32,25 +32,16 @@ def test_a_naive_instant_is_refused():
 
 
 def test_a_whole_hour_has_sixty_slots_and_not_one_more():
-    slots = []
-    while (slot := next_slot(TEN, TEN + HOUR, after=slots[-1] if slots else None)) is not None:
-        slots.append(slot)
-
-    assert slots == [TEN + MINUTE * number for number in range(60)]
+    assert list(slots_of(TEN, TEN + HOUR)) == [TEN + MINUTE * number for number in range(60)]
 
 
 @given(
     cut=st.integers(1, 3_599_999_999).map(lambda us: TEN + timedelta(microseconds=us)),
 )
 def test_the_slots_on_both_sides_of_a_cut_hour_are_whole_and_apart(cut):
-    def slots(start, end):
-        found = [next_slot(start, end, after=None)]
-        while found[-1] is not None:
-            found.append(next_slot(start, end, after=found[-1]))
-        return set(found[:-1])
-
-    before, after = slots(TEN, cut), slots(cut, TEN + HOUR)
+    before, after = set(slots_of(TEN, cut)), set(slots_of(cut, TEN + HOUR))
 
     assert not before & after
     assert all(slot >= TEN and slot + MINUTE <= cut for slot in before)
     assert all(cut <= slot and slot + MINUTE <= TEN + HOUR for slot in after)
+    assert (slot_count(TEN, cut), slot_count(cut, TEN + HOUR)) == (len(before), len(after))

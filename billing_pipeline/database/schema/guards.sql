@@ -115,3 +115,62 @@ CREATE TRIGGER close AFTER UPDATE OF state ON billing_pipeline.ledger_entries
 CREATE TRIGGER hold AFTER UPDATE OF hold_reason ON billing_pipeline.ledger_entries
     FOR EACH ROW WHEN (NEW.hold_reason IS DISTINCT FROM OLD.hold_reason)
     EXECUTE FUNCTION billing_pipeline.hold_open_entry();
+
+-- Seals: the invoice of a period is final, so nothing more may be stated for it.
+
+-- A window is sealed by a seal, which says who and why; never while anything of it is open or on hold; and for ever.
+CREATE FUNCTION billing_pipeline.guard_sealing() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' AND OLD.sealed_at IS NOT NULL THEN
+        RAISE EXCEPTION 'usage window % is sealed, and a seal is never taken off or moved', OLD.window_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM billing_pipeline.seals s
+         WHERE s.stripe_customer_id = NEW.stripe_customer_id
+           AND (s.event_name IS NULL OR s.event_name = NEW.event_name)
+           AND s.during @> tstzrange(NEW.starts_at, NEW.ends_at) AND s.sealed_at = NEW.sealed_at)
+    THEN
+        RAISE EXCEPTION 'usage window % may not be sealed: no seal covers it', NEW.window_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NEW.hold_reason IS NOT NULL OR EXISTS (
+        SELECT FROM billing_pipeline.ledger_entries e
+         WHERE e.window_id = NEW.window_id
+           AND (e.state IN ('pending', 'ambiguous', 'accepted') OR e.hold_reason IS NOT NULL))
+    THEN
+        RAISE EXCEPTION 'usage window % may not be sealed: it is on hold or has an entry that is not settled', NEW.window_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Every window is locked before it is looked at: a seal that is not committed yet is waited for.  A filter and no
+-- condition, which the planner would move below the lock; it would then see the window of before the wait, and lock none.
+CREATE FUNCTION billing_pipeline.refuse_entries_under_a_seal() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    sealed_window bigint;
+BEGIN
+    SELECT min(window_id) FILTER (WHERE sealed_at IS NOT NULL) INTO sealed_window
+      FROM (SELECT window_id, sealed_at
+              FROM billing_pipeline.usage_windows
+             WHERE window_id IN (SELECT window_id FROM added)
+               FOR SHARE) stated;
+    IF sealed_window IS NOT NULL THEN
+        RAISE EXCEPTION 'usage window % is sealed: it takes no new entry', sealed_window
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER guard_sealing BEFORE UPDATE ON billing_pipeline.usage_windows
+    FOR EACH ROW WHEN (OLD.sealed_at IS DISTINCT FROM NEW.sealed_at)
+    EXECUTE FUNCTION billing_pipeline.guard_sealing();
+CREATE TRIGGER guard_sealed_new BEFORE INSERT ON billing_pipeline.usage_windows
+    FOR EACH ROW WHEN (NEW.sealed_at IS NOT NULL)
+    EXECUTE FUNCTION billing_pipeline.guard_sealing();
+CREATE TRIGGER refuse_under_a_seal AFTER INSERT ON billing_pipeline.ledger_entries
+    REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_entries_under_a_seal();
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.seals
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();

@@ -136,11 +136,19 @@ ANALYZE counted_windows;
 -- name: merge_counted_windows
 -- A window whose rows are as they were is neither written nor locked.  What a window carries stays where it is, as
 -- far as the target allows.  The order keeps two writers of the same windows from waiting for each other.
+-- A window that a late row brings into a sealed period begins sealed: Stripe would take its usage and bill it to nobody.
 INSERT INTO usage_windows AS w
        (organization_id, stripe_customer_id, meter, meter_version, event_name, starts_at, ends_at, target, units,
-        quantity, event_count, last_recorded_at, contract_version, cutoff_at)
+        quantity, event_count, last_recorded_at, contract_version, cutoff_at, sealed_at)
 SELECT c.organization_id, c.stripe_customer_id, c.meter, c.meter_version, c.event_name, c.starts_at, c.ends_at,
-       floor(c.units), c.units, c.quantity, c.event_count, c.last_recorded_at, %(contract_version)s, %(cutoff_at)s
+       floor(c.units), c.units, c.quantity, c.event_count, c.last_recorded_at, %(contract_version)s, %(cutoff_at)s,
+       -- Asked once, the first question spares a ledger without seals the second one for every window.
+       CASE WHEN EXISTS (SELECT FROM seals) THEN (
+            SELECT min(s.sealed_at)
+              FROM seals s
+             WHERE s.stripe_customer_id = c.stripe_customer_id
+               AND (s.event_name IS NULL OR s.event_name = c.event_name)
+               AND s.during @> tstzrange(c.starts_at, c.ends_at)) END
   FROM counted_windows c
  WHERE NOT EXISTS (
        SELECT FROM usage_windows known

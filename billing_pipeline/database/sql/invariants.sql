@@ -93,10 +93,18 @@ SELECT 'high-water mark' AS offender,
  WHERE %(mark)s::bigint > (SELECT coalesce(max(attempt_id), 0) FROM attempts);
 
 -- name: v10_nothing_open_under_a_seal
+-- Nor is a window of a sealed period left out: what it states, Stripe bills to nobody.
 SELECT 'entry ' || e.entry_id AS offender, e.state::text AS detail
   FROM ledger_entries e
   JOIN usage_windows w USING (window_id)
  WHERE w.sealed_at IS NOT NULL AND e.state NOT IN ('confirmed', 'adopted', 'rejected', 'replaced')
+UNION ALL
+SELECT 'window ' || w.window_id, format('is not sealed, but its period was at %%s', s.sealed_at)
+  FROM seals s
+  JOIN usage_windows w ON w.stripe_customer_id = s.stripe_customer_id
+   AND (s.event_name IS NULL OR s.event_name = w.event_name)
+   AND s.during @> tstzrange(w.starts_at, w.ends_at)
+ WHERE w.sealed_at IS NULL
  LIMIT 100;
 
 -- name: v11_slot_inside_its_window
@@ -155,7 +163,20 @@ SELECT format('%%s %%s %%s', organization_id, meter, hour_at) AS offender,
  GROUP BY organization_id, meter, hour_at
  LIMIT 100;
 
--- name: v17_open_entries_are_listed
+-- name: v17_no_window_below_zero
+-- Whatever becomes of what Stripe has accepted, no window comes to less than nothing: on the invoice that would eat
+-- usage of other hours, or show as 0.  What recovery found at Stripe is as it is.
+SELECT 'window ' || window_id AS offender, format('may come to %%s', least_sum) AS detail
+  FROM (SELECT window_id, bool_or(state = 'adopted') AS adopted,
+               sum(value) FILTER (WHERE state IN ('confirmed', 'adopted') OR value < 0) AS least_sum
+          FROM ledger_entries
+         WHERE state NOT IN ('rejected', 'replaced')
+           AND window_id IN (SELECT window_id FROM ledger_entries WHERE value < 0)
+         GROUP BY window_id) stated
+ WHERE least_sum < 0 AND NOT adopted
+ LIMIT 100;
+
+-- name: v18_open_entries_are_listed
 -- The submitter's work list names exactly the entries that are pending or ambiguous; one left out would never be sent.
 SELECT 'entry ' || coalesce(e.entry_id, o.entry_id) AS offender,
        CASE WHEN o.entry_id IS NULL THEN e.state || ', not listed' ELSE 'listed, not open' END AS detail

@@ -37,6 +37,9 @@ WITH source AS (
            coalesce(sum(value) FILTER (WHERE state IN ('pending', 'ambiguous')), 0) AS in_flight,
            coalesce(sum(value) FILTER (WHERE state = 'accepted'), 0) AS unconfirmed,
            coalesce(sum(value) FILTER (WHERE state IN ('confirmed', 'adopted')), 0) AS confirmed,
+           -- The least that the window can come to: a correction below it waits.
+           coalesce(sum(value) FILTER (WHERE state IN ('confirmed', 'adopted') OR state = 'accepted' AND value < 0), 0)
+               AS assured,
            bool_or(state = 'rejected' AND hold_reason IS NOT NULL) AS rejected,
            bool_or(state IN ('pending', 'ambiguous')) AS open
       FROM (SELECT window_id, state, value, hold_reason FROM ledger_entries WHERE slot_at >= {month_start}
@@ -45,13 +48,15 @@ WITH source AS (
      GROUP BY window_id
 ), owed AS (
     -- Each window's difference has one reason: the first that holds.
-    SELECT w.organization_id, w.stripe_customer_id, w.meter, w.starts_at, w.units, w.target,
+    SELECT w.organization_id, w.stripe_customer_id, w.meter, w.starts_at, w.sealed_at, w.units, w.target,
            e.stated, e.in_flight, e.unconfirmed, e.confirmed, w.target - coalesce(e.stated, 0) AS owed,
            CASE WHEN w.stripe_customer_id IS NULL THEN 'unmapped'
+                WHEN w.sealed_at IS NOT NULL THEN 'after_seal'
                 WHEN w.hold_reason IS NOT NULL THEN 'held'
                 WHEN e.rejected THEN 'rejected'
                 WHEN w.ends_at > {closed_before} THEN 'still_open'
-                WHEN e.open THEN 'waiting' END AS reason
+                WHEN e.open OR w.target - e.stated < least(-e.assured, 0) THEN 'waiting'
+                WHEN w.cut_after > {now} THEN 'coalesced' END AS reason
       FROM (SELECT * FROM usage_windows WHERE starts_at >= {month_start} UNION ALL SELECT * FROM older) w
       LEFT JOIN entry e USING (window_id)
 ), chain AS (
@@ -61,23 +66,33 @@ WITH source AS (
            sum(CASE WHEN starts_at >= {month_start} THEN units ELSE target END)
                FILTER (WHERE starts_at < {reach_start}) AS past_units,
            floor(sum(units - target) FILTER (WHERE starts_at >= {month_start})) AS miscarried,
+           bool_or(sealed_at IS NOT NULL) AS has_seal,
+           -- Where carried units could have gone to, and where they could have been taken from.
+           bool_or(sealed_at IS NULL AND starts_at >= {reach_start}) AS takes,
+           bool_or(sealed_at IS NULL AND starts_at >= {reach_start} AND target > 0) AS gives,
            sum(target) AS target, sum(stated) AS stated, sum(in_flight) AS in_flight,
            sum(unconfirmed) AS unconfirmed, sum(confirmed) AS confirmed,
            sum(owed) FILTER (WHERE reason = 'unmapped') AS unmapped,
+           sum(owed) FILTER (WHERE reason = 'after_seal') AS after_seal,
            sum(owed) FILTER (WHERE reason = 'held') AS held,
            sum(owed) FILTER (WHERE reason = 'rejected') AS rejected,
            sum(owed) FILTER (WHERE reason = 'still_open') AS still_open,
-           sum(owed) FILTER (WHERE reason = 'waiting') AS waiting
+           sum(owed) FILTER (WHERE reason = 'waiting') AS waiting,
+           sum(owed) FILTER (WHERE reason = 'coalesced') AS coalesced
       FROM owed
      GROUP BY organization_id, stripe_customer_id, meter, date_trunc('month', starts_at, 'UTC')
 ), ledger AS (
     SELECT organization_id, meter, sum(counted_units) AS counted_units, sum(past_units) AS past_units,
            -- Two customers' faults do not make up for each other.
-           sum(miscarried) FILTER (WHERE miscarried > 0) AS lost, sum(miscarried) FILTER (WHERE miscarried < 0) AS gained,
+           sum(miscarried) FILTER (WHERE miscarried > 0 AND NOT excused) AS lost,
+           sum(miscarried) FILTER (WHERE miscarried < 0 AND NOT excused) AS gained,
+           sum(miscarried) FILTER (WHERE excused) AS fractions_after_seal,
            sum(target) AS target, sum(stated) AS stated, sum(in_flight) AS in_flight,
            sum(unconfirmed) AS unconfirmed, sum(confirmed) AS confirmed, sum(unmapped) AS unmapped,
-           sum(held) AS held, sum(rejected) AS rejected, sum(still_open) AS still_open, sum(waiting) AS waiting
-      FROM chain
+           sum(after_seal) AS after_seal, sum(held) AS held, sum(rejected) AS rejected,
+           sum(still_open) AS still_open, sum(waiting) AS waiting, sum(coalesced) AS coalesced
+      FROM (SELECT *, has_seal AND CASE WHEN miscarried > 0 THEN NOT takes ELSE NOT gives END AS excused
+              FROM chain) judged
      GROUP BY organization_id, meter
 )
 SELECT organization_id, meter,
@@ -88,7 +103,8 @@ SELECT organization_id, meter,
        coalesce(target, 0) AS target, coalesce(stated, 0) AS stated, coalesce(confirmed, 0) AS confirmed,
        coalesce(in_flight, 0) AS in_flight, coalesce(unconfirmed, 0) AS unconfirmed,
        coalesce(rejected, 0) AS rejected, coalesce(unmapped, 0) AS unmapped, coalesce(held, 0) AS held,
-       coalesce(still_open, 0) AS still_open, coalesce(waiting, 0) AS waiting
+       coalesce(after_seal, 0) AS after_seal, coalesce(fractions_after_seal, 0) AS fractions_after_seal,
+       coalesce(still_open, 0) AS still_open, coalesce(waiting, 0) AS waiting, coalesce(coalesced, 0) AS coalesced
   FROM source
   FULL JOIN ledger USING (organization_id, meter)
  ORDER BY organization_id, meter;

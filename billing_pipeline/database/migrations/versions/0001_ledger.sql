@@ -102,7 +102,9 @@ CREATE TABLE billing_pipeline.usage_windows (
     contract_version TEXT NOT NULL,
     cutoff_at TIMESTAMPTZ NOT NULL,
     cut_due BOOLEAN DEFAULT true NOT NULL,
+    cut_after TIMESTAMPTZ,
     hold_reason TEXT,
+    last_slots_released_at TIMESTAMPTZ,
     sealed_at TIMESTAMPTZ,
     CONSTRAINT usage_windows_pkey PRIMARY KEY (window_id),
     CONSTRAINT usage_windows_span_check CHECK (starts_at < ends_at),
@@ -110,7 +112,7 @@ CREATE TABLE billing_pipeline.usage_windows (
     CONSTRAINT usage_windows_one_hour_check CHECK (date_trunc('hour', starts_at AT TIME ZONE 'UTC') = date_trunc('hour', (ends_at - interval '1 microsecond') AT TIME ZONE 'UTC')),
     CONSTRAINT usage_windows_natural_key UNIQUE NULLS NOT DISTINCT (organization_id, stripe_customer_id, meter, starts_at, ends_at)
 );
-CREATE INDEX usage_windows_cut_due_idx ON billing_pipeline.usage_windows (ends_at, window_id) WHERE cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL;
+CREATE INDEX usage_windows_cut_due_idx ON billing_pipeline.usage_windows (ends_at, window_id) WHERE cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL AND sealed_at IS NULL;
 CREATE INDEX usage_windows_fractions_idx ON billing_pipeline.usage_windows (starts_at) WHERE units <> trunc(units) OR carried <> 0;
 CREATE INDEX usage_windows_not_settled_idx ON billing_pipeline.usage_windows (starts_at) WHERE cut_due OR hold_reason IS NOT NULL;
 CREATE INDEX usage_windows_starts_at_idx ON billing_pipeline.usage_windows (starts_at);
@@ -124,7 +126,9 @@ COMMENT ON COLUMN billing_pipeline.usage_windows.quantity IS 'before the unit sc
 COMMENT ON COLUMN billing_pipeline.usage_windows.last_recorded_at IS 'with count and quantity: the digest of the rows';
 COMMENT ON COLUMN billing_pipeline.usage_windows.cutoff_at IS 'clock of the snapshot the target was read in';
 COMMENT ON COLUMN billing_pipeline.usage_windows.cut_due IS 'target may differ from stated';
+COMMENT ON COLUMN billing_pipeline.usage_windows.cut_after IS 'so many corrections that the next waits until then, and takes all since';
 COMMENT ON COLUMN billing_pipeline.usage_windows.hold_reason IS 'not null: owed, but cannot be cut; waits for a person';
+COMMENT ON COLUMN billing_pipeline.usage_windows.last_slots_released_at IS 'a person let the cutter use the reserved last minutes';
 COMMENT ON COLUMN billing_pipeline.usage_windows.sealed_at IS 'the invoice is final; only an adjustment may follow';
 
 CREATE TABLE billing_pipeline.ledger_identity (
@@ -223,7 +227,7 @@ CREATE TABLE billing_pipeline.ledger_operations (
     details JSONB DEFAULT '{}'::jsonb NOT NULL,
     done_at TIMESTAMPTZ NOT NULL,
     CONSTRAINT ledger_operations_pkey PRIMARY KEY (operation_id),
-    CONSTRAINT ledger_operations_action_check CHECK (action IN ('freeze', 'adopt', 'release', 'release_hold'))
+    CONSTRAINT ledger_operations_action_check CHECK (action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal'))
 );
 COMMENT ON COLUMN billing_pipeline.ledger_operations.actor IS 'who did it; the pipeline itself for a freeze';
 
@@ -249,7 +253,7 @@ CREATE TABLE billing_pipeline.ledger_entries (
     CONSTRAINT ledger_entries_pkey PRIMARY KEY (entry_id),
     CONSTRAINT ledger_entries_window_id_sequence_key UNIQUE (window_id, sequence),
     CONSTRAINT ledger_entries_identifier_key UNIQUE (identifier),
-    CONSTRAINT ledger_entries_sequence_check CHECK (sequence BETWEEN 0 AND 59),
+    CONSTRAINT ledger_entries_sequence_check CHECK (sequence >= 0 AND (sequence < 60 OR state = 'adopted' AND sequence < 120)),
     CONSTRAINT ledger_entries_value_check CHECK (value <> 0 AND abs(value) < 1000000000000000),
     CONSTRAINT ledger_entries_identifier_check CHECK (length(identifier) <= 100),
     CONSTRAINT ledger_entries_slot_at_check CHECK (date_trunc('minute', slot_at) = slot_at),
@@ -258,6 +262,7 @@ CREATE TABLE billing_pipeline.ledger_entries (
 )
  WITH (fillfactor = 50);
 CREATE INDEX ledger_entries_not_settled_idx ON billing_pipeline.ledger_entries (window_id) WHERE NOT settled OR hold_reason IS NOT NULL;
+CREATE INDEX ledger_entries_replaced_slot_idx ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE replaced;
 CREATE INDEX ledger_entries_slot_at_idx ON billing_pipeline.ledger_entries (slot_at);
 CREATE INDEX ledger_entries_unsettled_idx ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE NOT settled;
 CREATE UNIQUE INDEX ledger_entries_slot_key ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE NOT replaced;
@@ -266,6 +271,22 @@ COMMENT ON COLUMN billing_pipeline.ledger_entries.value IS 'a delta in Stripe un
 COMMENT ON COLUMN billing_pipeline.ledger_entries.slot_at IS 'the entry''s own minute: its Stripe timestamp';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.fence IS 'who may record an outcome';
 COMMENT ON COLUMN billing_pipeline.ledger_entries.hold_reason IS 'not null: a person must release it before it is sent';
+
+CREATE TABLE billing_pipeline.seals (
+    seal_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    stripe_customer_id TEXT NOT NULL,
+    event_name TEXT,
+    during TSTZRANGE NOT NULL,
+    operation_id BIGINT NOT NULL,
+    sealed_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT seals_pkey PRIMARY KEY (seal_id),
+    CONSTRAINT seals_during_check CHECK (NOT (isempty(during) OR lower_inf(during) OR upper_inf(during))),
+    CONSTRAINT seals_operation_id_fkey FOREIGN KEY(operation_id) REFERENCES billing_pipeline.ledger_operations (operation_id)
+);
+CREATE INDEX seals_stripe_customer_id_idx ON billing_pipeline.seals (stripe_customer_id);
+COMMENT ON COLUMN billing_pipeline.seals.event_name IS 'null: every meter of the customer';
+COMMENT ON COLUMN billing_pipeline.seals.during IS 'half-open, UTC; the period whose invoice is final';
+COMMENT ON COLUMN billing_pipeline.seals.operation_id IS 'who sealed it, and why';
 
 CREATE TABLE billing_pipeline.open_entries (
     entry_id BIGINT NOT NULL,
@@ -469,3 +490,62 @@ CREATE TRIGGER close AFTER UPDATE OF state ON billing_pipeline.ledger_entries
 CREATE TRIGGER hold AFTER UPDATE OF hold_reason ON billing_pipeline.ledger_entries
     FOR EACH ROW WHEN (NEW.hold_reason IS DISTINCT FROM OLD.hold_reason)
     EXECUTE FUNCTION billing_pipeline.hold_open_entry();
+
+-- Seals: the invoice of a period is final, so nothing more may be stated for it.
+
+-- A window is sealed by a seal, which says who and why; never while anything of it is open or on hold; and for ever.
+CREATE FUNCTION billing_pipeline.guard_sealing() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' AND OLD.sealed_at IS NOT NULL THEN
+        RAISE EXCEPTION 'usage window % is sealed, and a seal is never taken off or moved', OLD.window_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM billing_pipeline.seals s
+         WHERE s.stripe_customer_id = NEW.stripe_customer_id
+           AND (s.event_name IS NULL OR s.event_name = NEW.event_name)
+           AND s.during @> tstzrange(NEW.starts_at, NEW.ends_at) AND s.sealed_at = NEW.sealed_at)
+    THEN
+        RAISE EXCEPTION 'usage window % may not be sealed: no seal covers it', NEW.window_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF NEW.hold_reason IS NOT NULL OR EXISTS (
+        SELECT FROM billing_pipeline.ledger_entries e
+         WHERE e.window_id = NEW.window_id
+           AND (e.state IN ('pending', 'ambiguous', 'accepted') OR e.hold_reason IS NOT NULL))
+    THEN
+        RAISE EXCEPTION 'usage window % may not be sealed: it is on hold or has an entry that is not settled', NEW.window_id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Every window is locked before it is looked at: a seal that is not committed yet is waited for.  A filter and no
+-- condition, which the planner would move below the lock; it would then see the window of before the wait, and lock none.
+CREATE FUNCTION billing_pipeline.refuse_entries_under_a_seal() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    sealed_window bigint;
+BEGIN
+    SELECT min(window_id) FILTER (WHERE sealed_at IS NOT NULL) INTO sealed_window
+      FROM (SELECT window_id, sealed_at
+              FROM billing_pipeline.usage_windows
+             WHERE window_id IN (SELECT window_id FROM added)
+               FOR SHARE) stated;
+    IF sealed_window IS NOT NULL THEN
+        RAISE EXCEPTION 'usage window % is sealed: it takes no new entry', sealed_window
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER guard_sealing BEFORE UPDATE ON billing_pipeline.usage_windows
+    FOR EACH ROW WHEN (OLD.sealed_at IS DISTINCT FROM NEW.sealed_at)
+    EXECUTE FUNCTION billing_pipeline.guard_sealing();
+CREATE TRIGGER guard_sealed_new BEFORE INSERT ON billing_pipeline.usage_windows
+    FOR EACH ROW WHEN (NEW.sealed_at IS NOT NULL)
+    EXECUTE FUNCTION billing_pipeline.guard_sealing();
+CREATE TRIGGER refuse_under_a_seal AFTER INSERT ON billing_pipeline.ledger_entries
+    REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_entries_under_a_seal();
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.seals
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();

@@ -1,0 +1,111 @@
+"""`billing-pipeline ledger release-hold` and `seal`: what a person decides about usage windows.
+
+`ledger status` prints from here which windows are on hold, and what sealed periods are still owed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from billing_pipeline.cli.hints import amount, as_typed
+from billing_pipeline.cli.usage import open_ledger
+from billing_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from billing_pipeline.usage.hold import HeldWindow
+    from billing_pipeline.usage.seal import OwedAfterSeal
+
+HELD_SHOWN = 20
+
+By = Annotated[str, typer.Option("--by", help="Who does this, for the operator log.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the operator log.")]
+
+
+def release_hold(
+    windows: Annotated[list[int], typer.Argument(help="Numbers of windows, as `ledger status` lists them.")],
+    by: By,
+    reason: Reason,
+) -> None:
+    """Let the next flush state windows that are on hold.
+
+    What Stripe still cannot take is held again, with its reason.
+    """
+    from billing_pipeline.usage.hold import release_windows
+
+    with open_ledger() as flow:
+        release_windows(flow.connection, windows, actor=by, reason=reason, now=flow.clock())
+    typer.echo("Released. The next flush looks at them again.")
+
+
+def seal(
+    customer: Annotated[str, typer.Option(help="The invoice's Stripe customer, cus_...")],
+    start: Annotated[str, typer.Option("--from", help="Start of the period, e.g. 2026-10-01T00:00:00Z.")],
+    end: Annotated[str, typer.Option("--until", help="End of the period, not included.")],
+    by: By,
+    reason: Reason,
+    event_name: Annotated[str | None, typer.Option(help="Only this Stripe meter. Default: every one.")] = None,
+    leave_owed: Annotated[bool, typer.Option("--leave-owed", help="Seal windows that are not fully stated.")] = False,
+) -> None:
+    """Close a period whose invoice is final, for ever.
+
+    Nothing is stated for it any more; what changes later is owed after the seal and needs an adjustment.
+    Asks the database only.
+    """
+    from billing_pipeline.domain.seals import Period
+    from billing_pipeline.usage.seal import seal
+
+    period = Period(customer, event_name, instant(start), instant(end))
+    with open_ledger() as flow:
+        now = flow.clock()
+        report = seal(
+            flow.connection,
+            period,
+            leave_owed=leave_owed,
+            closed_before=now - timedelta(seconds=flow.settings.billing_window_grace_seconds),
+            actor=by,
+            reason=reason,
+            now=now,
+        )
+    typer.echo(
+        f"Sealed at {report.sealed_at:%Y-%m-%d %H:%M} UTC: {report.windows:,} usage windows, "
+        f"{report.windows_owed:,} of them leave {amount(report.units_owed)} units owed."
+    )
+    typer.echo(as_typed("`billing-pipeline ledger status` shows what comes to be owed after a seal."))
+
+
+def print_held(held: list[HeldWindow]) -> None:
+    """The windows that wait for a person, if there are any."""
+    if not held:
+        return
+    typer.echo(as_typed("\nOn hold, oldest first; `billing-pipeline ledger release-hold` takes these numbers:"))
+    for window in held:
+        typer.echo(
+            f"  window {window.window_id}: {window.organization_id} {window.meter} "
+            f"{window.starts_at:%Y-%m-%d %H:%M} UTC, {amount(window.units)} units, {window.reason.replace('_', ' ')}"
+        )
+
+
+def print_owed_after_seal(owed: list[OwedAfterSeal]) -> None:
+    """What sealed periods are owed, if anything."""
+    if not owed:
+        return
+    typer.echo("\nOwed after the seal of its period; never sent, needs an adjustment of the invoice:")
+    for row in owed:
+        typer.echo(
+            f"{amount(row.units):>16} units of {row.organization_id} {row.meter} "
+            f"({row.stripe_customer_id}, {row.windows:,} windows)"
+        )
+
+
+def instant(text: str) -> datetime:
+    """The time a person wrote, with its offset.  Raises `UserError`."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise UserError(f"{text} is not a time with an offset; write it like 2026-11-20T00:00:00Z.")
+    return found
