@@ -25,6 +25,8 @@ By = Annotated[str, typer.Option("--by", help="Who does this, for the operator l
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the operator log.")]
 
 
+EXPIRING_SHOWN = 10
+
 LABELS = {
     "units_unmapped": "units of organizations without a Stripe customer",
     "windows_held": "usage windows on hold for a person",
@@ -45,11 +47,14 @@ def status() -> None:
     Asks the database only, so it works while Stripe does not answer.
     """
     from billing_pipeline.database import queries
+    from billing_pipeline.reconciliation.expiry import usage_about_to_expire
     from billing_pipeline.usage.gate import Identity
 
     with open_ledger() as flow:
         identities = queries.fetch(flow.connection, "read_identity", Identity)
         owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]
+        times = flow.settings.protocol_times
+        expiring = usage_about_to_expire(flow.connection, times, now=flow.clock())
         canaries = queries.fetch_dicts(flow.connection, "canary_lag")
         mark = flow.mark.read()
     _print_identity(identities[0] if identities else None)
@@ -61,6 +66,11 @@ def status() -> None:
     for name, value in owed.items():
         shown = "-" if value is None else amount(Decimal(value)) if isinstance(value, (int, Decimal)) else str(value)
         typer.echo(f"{shown:>16} {LABELS.get(name, name.replace('_', ' '))}")
+    units = sum((found.units for found in expiring), Decimal(0))
+    refused_from = f"refused from day {times.past_max.days} on"
+    typer.echo(f"{amount(units):>16} units older than {times.past_alarm.days} days and not sent, {refused_from}")
+    for found in expiring[:EXPIRING_SHOWN]:
+        typer.echo(f"{'':>16} {found.organization_id}, {found.meter}: {amount(found.units)} since {found.oldest_at:%F}")
     typer.echo("\nCanaries:" if canaries else "\nCanaries: none sent yet")
     for row in canaries:
         seen = (

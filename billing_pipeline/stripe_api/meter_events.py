@@ -30,6 +30,10 @@ SESSION_RENEWAL_SECONDS = 600
 ERROR_MESSAGE_LENGTH_MAX = 500
 
 
+class ForeignSession(Exception):
+    """What was answered as a session cannot be one of this key."""
+
+
 @dataclass(frozen=True, slots=True)
 class MeterEvent:
     """One meter event as Stripe takes it; `value` in whole Stripe units."""
@@ -136,18 +140,20 @@ class V2StreamSink:
             # No session, no request: nothing of ours was executed, whatever became of the session's own request.
             return [replace(_answer_of(exc), outcome=Outcome.NOT_EXECUTED)] * len(events)
         try:
-            await stream.v2.billing.meter_event_stream.create_async(
-                {
-                    "events": [
-                        {
-                            "event_name": event.event_name,
-                            "payload": _payload(event),
-                            "identifier": event.identifier,
-                            "timestamp": event.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                        }
-                        for event in events
-                    ]
-                }
+            # The SDK's own method for this throws the body away, and with it the proof that Stripe answered.
+            answered = await stream.raw_request_async(
+                "post",
+                "/v2/billing/meter_event_stream",
+                base="meter_events",
+                events=[
+                    {
+                        "event_name": event.event_name,
+                        "payload": _payload(event),
+                        "identifier": event.identifier,
+                        "timestamp": event.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    }
+                    for event in events
+                ],
             )
         except stripe.TemporarySessionExpiredError as exc:
             self._stream = None
@@ -156,7 +162,10 @@ class V2StreamSink:
             )
         except Exception as exc:
             return [self._batch_answer(_answer_of(exc), len(events))] * len(events)
-        return [Answer(Outcome.OK, 200)] * len(events)
+        if answered.data != {}:
+            foreign = Answer(Outcome.UNKNOWN, answered.code, "foreign_answer", "the answer is not the stream's")
+            return [foreign] * len(events)
+        return [Answer(Outcome.OK, answered.code, request_id=answered.request_id)] * len(events)
 
     def _batch_answer(self, answer: Answer, events: int) -> Answer:
         if answer.http_status == 429:
@@ -171,6 +180,8 @@ class V2StreamSink:
     async def _session(self) -> stripe.StripeClient:
         if self._stream is None or time.monotonic() >= self._renew_at:
             session = await self._sessions.v2.billing.meter_event_session.create_async()
+            if session.livemode != self._settings.livemode:
+                raise ForeignSession("the session is of another mode than the key")
             self._stream = make_client(self._settings, self._http, key=session.authentication_token)
             self._renew_at = time.monotonic() + SESSION_RENEWAL_SECONDS
         return self._stream

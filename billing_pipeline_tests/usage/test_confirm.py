@@ -25,6 +25,13 @@ class Summaries:
         self.shown = dict(shown)
         self.reads = 0
 
+    def days(self, event_name, customer, start, end):
+        hours = self.hours(event_name, customer, start, end)
+        return {
+            day: sum(units for hour, units in hours.items() if hour.replace(hour=0) == day)
+            for day in {hour.replace(hour=0) for hour in hours}
+        }
+
     def hours(self, event_name, customer, start, end):
         self.reads += 1
         totals = {}
