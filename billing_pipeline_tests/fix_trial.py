@@ -24,6 +24,7 @@ from billing_pipeline.stripe_api.meter_events import make_sink
 from billing_pipeline.stripe_simulator.faults import Fault, FaultKind
 from billing_pipeline.stripe_simulator.wire import Request
 from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.gate import read_identity
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, submit
 from billing_pipeline_tests.builders import billable_event, insert_events, map_customer
 from billing_pipeline_tests.fix_flow import canary_of, counted_by_stripe
@@ -121,8 +122,7 @@ class Trial:
         return submit(self.connection, make_sink(flow.settings), self.context(flow), clock=self.flow.clock)
 
     def context(self, flow: UsageFlow) -> SubmitContext:
-        from billing_pipeline.usage.gate import read_identity
-
+        """What `submit` needs, without canaries."""
         return SubmitContext(
             identity=read_identity(self.connection),
             lease=self.flow.take_lease(),

@@ -381,7 +381,6 @@ def test_d13_a_batch_whose_answer_is_lost_is_ambiguous_entry_by_entry_and_counts
 
     assert (report.unknown, report.accepted) == (100, 20)
     assert trial.states() == ["ambiguous"] * 100 + ["accepted"] * 20
-    # One of the lost batch is settled by itself, the others by the next attempt.
     trial.pass_time(**AGAIN)
     assert trial.send().accepted == 100
     assert trial.states() == ["accepted"] * 120
