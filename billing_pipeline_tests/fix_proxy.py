@@ -23,6 +23,7 @@ class Mishap(StrEnum):
     LOSE_ANSWER = "lose_answer"  # the server does the work; the client sees the connection close
     CUT_ANSWER = "cut_answer"  # the client gets the first half of the answer
     FOREIGN_ANSWER = "foreign_answer"  # a captive portal answers 200 with a page of its own
+    REPLACED_ANSWER = "replaced_answer"  # the server does the work, and the client gets that page all the same
     SERVER_ERROR = "server_error"  # the server does the work, then a gateway answers 502
 
 
@@ -37,6 +38,7 @@ class UnluckyProxy:
         parts = urlsplit(target)
         self._target = (parts.hostname, parts.port)
         self.mishaps: list[Mishap] = []
+        self.page = PAGE
         self.url = ""
 
     async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
@@ -52,10 +54,10 @@ class UnluckyProxy:
         try:
             request = await _message(reader)
             if mishap is Mishap.FOREIGN_ANSWER:
-                writer.write(PAGE)
+                writer.write(self.page)
             elif mishap is not Mishap.LOSE_REQUEST:
                 answer = await self._ask(request)
-                writer.write(_delivered(answer, mishap))
+                writer.write(self.page if mishap is Mishap.REPLACED_ANSWER else _delivered(answer, mishap))
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

@@ -31,6 +31,8 @@ app = typer.Typer(help="Look at the ledger, stop it, bring it back.", no_args_is
 app.command()(release_hold)
 app.command()(seal)
 
+EXPIRING_SHOWN = 10
+
 LABELS = {
     "units_unmapped": "units of organizations without a Stripe customer",
     "windows_held": "usage windows on hold for a person",
@@ -51,6 +53,7 @@ def status() -> None:
     Asks the database only, so it works while Stripe does not answer.
     """
     from billing_pipeline.database import queries
+    from billing_pipeline.reconciliation.expiry import usage_about_to_expire
     from billing_pipeline.usage.gate import Identity
     from billing_pipeline.usage.hold import held_windows
     from billing_pipeline.usage.seal import owed_after_seal
@@ -58,6 +61,8 @@ def status() -> None:
     with open_ledger() as flow:
         identities = queries.fetch(flow.connection, "read_identity", Identity)
         owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]
+        times = flow.settings.protocol_times
+        expiring = usage_about_to_expire(flow.connection, times, now=flow.clock())
         canaries = queries.fetch_dicts(flow.connection, "canary_lag")
         mark = flow.mark.read()
         held = held_windows(flow.connection, limit=HELD_SHOWN)
@@ -73,6 +78,11 @@ def status() -> None:
         typer.echo(f"{shown:>16} {LABELS.get(name, name.replace('_', ' '))}")
     print_held(held)
     print_owed_after_seal(after_seal)
+    units = sum((found.units for found in expiring), Decimal(0))
+    refused_from = f"refused from day {times.past_max.days} on"
+    typer.echo(f"{amount(units):>16} units older than {times.past_alarm.days} days and not sent, {refused_from}")
+    for found in expiring[:EXPIRING_SHOWN]:
+        typer.echo(f"{'':>16} {found.organization_id}, {found.meter}: {amount(found.units)} since {found.oldest_at:%F}")
     typer.echo("\nCanaries:" if canaries else "\nCanaries: none sent yet")
     for row in canaries:
         seen = (

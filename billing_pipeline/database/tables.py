@@ -1,7 +1,7 @@
 """The schema as a whole: one table per noun of the glossary, with the invariants the database itself can hold.
 
-The tables are in `usage_tables.py` and `ledger_tables.py`; what SQLAlchemy cannot say (types, guards, the row contract)
-is in `schema/*.sql` and created with them.
+The tables are in `usage_tables.py`, `ledger_tables.py` and `lane_tables.py`; what SQLAlchemy cannot say (types, guards,
+the row contract) is in `schema/*.sql` and created with them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from importlib import resources
 from sqlalchemy import DDL, event
 
 from billing_pipeline.database.base import SCHEMA, metadata, source_metadata
+from billing_pipeline.database.lane_tables import lanes
 from billing_pipeline.database.ledger_tables import entry_state
 from billing_pipeline.database.usage_tables import billable_events
 
-__all__ = ["SCHEMA", "billable_events", "entry_state", "metadata", "source_metadata"]
+__all__ = ["SCHEMA", "billable_events", "entry_state", "lanes", "metadata", "source_metadata"]
 
 
 def _schema_sql(name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
 SLOTS_PER_HOUR = 60
 """Each entry owns one whole minute of its window's hour, so an hour has room for this many."""
@@ -25,6 +26,11 @@ def utc(instant: datetime) -> datetime:
 def hour_of(instant: datetime) -> datetime:
     """The start of the UTC clock hour that contains `instant`."""
     return utc(instant).replace(minute=0, second=0, microsecond=0)
+
+
+def day_of(instant: datetime) -> datetime:
+    """The start of the UTC day that contains `instant`."""
+    return hour_of(instant).replace(hour=0)
 
 
 def minute_of(instant: datetime) -> datetime:

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from billing_pipeline.orchestration.metadata import difference_text, violation_table
+from billing_pipeline.orchestration.metadata import difference_text, expiring_table, violation_table
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import billable_events, meter_event_confirmations, usage_reconciliation
+from billing_pipeline.reconciliation.expiry import usage_about_to_expire
 from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.usage.contract import ContractReport, Fault, latest_report, rows_in_quarantine
@@ -89,6 +90,18 @@ def ledger_invariants_hold(billing: BillingResource) -> dg.AssetCheckResult:
     )
 
 
+@dg.asset_check(asset=usage_reconciliation)
+def usage_is_sent_in_time(billing: BillingResource) -> dg.AssetCheckResult:
+    """No usage waits so long that Stripe soon refuses it; an offender is money that is lost in a few days."""
+    with billing.usage_flow() as flow:
+        found = usage_about_to_expire(flow.connection, flow.settings.protocol_times, now=flow.clock())
+    return dg.AssetCheckResult(
+        passed=not found,
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata={"units": str(sum(one.units for one in found)), "waiting": expiring_table(found)},
+    )
+
+
 USAGE_CHECKS = [
     source_has_the_contract_columns,
     lookback_has_events,
@@ -96,6 +109,7 @@ USAGE_CHECKS = [
     organizations_are_mapped,
     ledger_invariants_hold,
     source_ledger_and_stripe_agree,
+    usage_is_sent_in_time,
 ]
 
 

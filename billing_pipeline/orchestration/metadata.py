@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import dagster as dg
 
+from billing_pipeline.reconciliation.expiry import Expiring
 from billing_pipeline.reconciliation.invariants import Violation
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
 from billing_pipeline.usage.contract import Fault
@@ -90,6 +91,22 @@ def violation_table(violations: list[Violation]) -> dg.TableMetadataValue:
         for found in violations[:ROWS_MAX]
     ]
     return _table(records, invariant="string", offender="string", detail="string")
+
+
+def expiring_table(found: list[Expiring]) -> dg.TableMetadataValue:
+    """Whose usage waits, how much, and since when."""
+    records = [
+        dg.TableRecord(
+            {
+                "organization": _shortened(one.organization_id),
+                "meter": one.meter,
+                "units": _units(one.units),
+                "oldest hour": f"{one.oldest_at:%Y-%m-%d %H:%M}",
+            }
+        )
+        for one in found[:ROWS_MAX]
+    ]
+    return _table(records, organization="string", meter="string", units="string", **{"oldest hour": "string"})
 
 
 def _table(records: list[dg.TableRecord], **types: str) -> dg.TableMetadataValue:

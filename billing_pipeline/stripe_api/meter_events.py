@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import aiohttp
 import stripe
@@ -17,6 +18,7 @@ import stripe
 from billing_pipeline.domain.entries import Outcome
 from billing_pipeline.settings import MeterSinkName, Settings
 from billing_pipeline.stripe_api.client import AUTH_ERRORS, is_stripes_own, make_client, stripe_words
+from billing_pipeline.stripe_api.http import MeterHttpClient
 from billing_pipeline.stripe_api.pace import Pace
 
 DUPLICATE_MESSAGE = "An event already exists with identifier"
@@ -28,6 +30,10 @@ STREAM_BATCH_MAX = 100
 SESSION_RENEWAL_SECONDS = 600
 """Stripe's session lives 15 minutes; a new one is made at ten, so that no request meets its end."""
 ERROR_MESSAGE_LENGTH_MAX = 500
+
+
+class ForeignSession(Exception):
+    """What was answered as a session cannot be one of this key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class V1MeterSink:
     batch_size = 1
 
     def __init__(self, settings: Settings) -> None:
-        self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=settings.stripe_timeout_seconds))
+        self._http = MeterHttpClient(settings.stripe_timeout_seconds)
         self._client = make_client(settings, self._http)
         self._livemode = settings.livemode
         self._pace = Pace(settings.meter_events_per_second)
@@ -70,7 +76,7 @@ class V1MeterSink:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.close_async()  # type: ignore[no-untyped-call] # the SDK leaves it untyped
+        await self._http.close_async()
 
     async def send(self, events: Sequence[MeterEvent]) -> list[Answer]:
         """Send one event once.  Never raises for anything Stripe or the network does."""
@@ -93,10 +99,11 @@ class V1MeterSink:
             return [answer]
         return [self._check_echo(echoed, event)]
 
-    def _check_echo(self, echoed: stripe.billing.MeterEvent, event: MeterEvent) -> Answer:
-        response = echoed.last_response
-        request_id = response.request_id if response else None
-        body = echoed.to_dict()
+    def _check_echo(self, echoed: Any, event: MeterEvent) -> Answer:
+        # The SDK hands on whatever JSON came, a list or a text as well.
+        is_object = isinstance(echoed, stripe.StripeObject)
+        request_id = echoed.last_response.request_id if is_object and echoed.last_response else None
+        body = echoed.to_dict() if is_object else {}
         expected = {"identifier": event.identifier, "event_name": event.event_name, "livemode": self._livemode}
         if {name: body.get(name) for name in expected} != expected:
             return Answer(Outcome.UNKNOWN, 200, "foreign_answer", "the answer does not echo our event", request_id)
@@ -115,7 +122,7 @@ class V2StreamSink:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._http = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=settings.stripe_timeout_seconds))
+        self._http = MeterHttpClient(settings.stripe_timeout_seconds)
         self._sessions = make_client(settings, self._http)
         self._pace = Pace(settings.meter_events_per_second)
         self._stream: stripe.StripeClient | None = None
@@ -125,7 +132,7 @@ class V2StreamSink:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.close_async()  # type: ignore[no-untyped-call] # the SDK leaves it untyped
+        await self._http.close_async()
 
     async def send(self, events: Sequence[MeterEvent]) -> list[Answer]:
         """Send up to 100 events once.  Never raises for anything Stripe or the network does."""
@@ -136,18 +143,20 @@ class V2StreamSink:
             # No session, no request: nothing of ours was executed, whatever became of the session's own request.
             return [replace(_answer_of(exc), outcome=Outcome.NOT_EXECUTED)] * len(events)
         try:
-            await stream.v2.billing.meter_event_stream.create_async(
-                {
-                    "events": [
-                        {
-                            "event_name": event.event_name,
-                            "payload": _payload(event),
-                            "identifier": event.identifier,
-                            "timestamp": event.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                        }
-                        for event in events
-                    ]
-                }
+            # The SDK's own method for this throws the body away, and with it the proof that Stripe answered.
+            answered = await stream.raw_request_async(
+                "post",
+                "/v2/billing/meter_event_stream",
+                base="meter_events",
+                events=[
+                    {
+                        "event_name": event.event_name,
+                        "payload": _payload(event),
+                        "identifier": event.identifier,
+                        "timestamp": event.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    }
+                    for event in events
+                ],
             )
         except stripe.TemporarySessionExpiredError as exc:
             self._stream = None
@@ -156,7 +165,10 @@ class V2StreamSink:
             )
         except Exception as exc:
             return [self._batch_answer(_answer_of(exc), len(events))] * len(events)
-        return [Answer(Outcome.OK, 200)] * len(events)
+        if answered.data != {}:
+            foreign = Answer(Outcome.UNKNOWN, answered.code, "foreign_answer", "the answer is not the stream's")
+            return [foreign] * len(events)
+        return [Answer(Outcome.OK, answered.code, request_id=answered.request_id)] * len(events)
 
     def _batch_answer(self, answer: Answer, events: int) -> Answer:
         if answer.http_status == 429:
@@ -171,6 +183,8 @@ class V2StreamSink:
     async def _session(self) -> stripe.StripeClient:
         if self._stream is None or time.monotonic() >= self._renew_at:
             session = await self._sessions.v2.billing.meter_event_session.create_async()
+            if session.livemode != self._settings.livemode:
+                raise ForeignSession("the session is of another mode than the key")
             self._stream = make_client(self._settings, self._http, key=session.authentication_token)
             self._renew_at = time.monotonic() + SESSION_RENEWAL_SECONDS
         return self._stream
@@ -188,7 +202,7 @@ def _payload(event: MeterEvent) -> dict[str, str]:
 def _answer_of(exc: Exception) -> Answer:
     """What an exception of the SDK, or of the HTTP library below it, says about the request."""
     if not isinstance(exc, stripe.StripeError):
-        # The SDK does not wrap what breaks while a body is being read.
+        # Such as an answer that the SDK cannot read.
         return Answer(Outcome.UNKNOWN, error_code=type(exc).__name__)
     status = exc.http_status
     code = exc.error.code if exc.error else None

@@ -24,6 +24,7 @@ from billing_pipeline.domain.windows import HOUR, MINUTE, hour_of
 from billing_pipeline.errors import GateClosed
 from billing_pipeline.usage.gate import Identity, read_identity, rebind_database, record_operation
 from billing_pipeline.usage.mark import HighWaterMark, Mark
+from billing_pipeline.usage.read_again import note_lane
 
 
 class Reader(Protocol):
@@ -111,6 +112,8 @@ def adopt(
         found = list(_look_closely(connection, reader, customer, event_name, hours))
         _settle(connection, found, meters[event_name], read_identity(connection), clock())
         adoptions += [adoption for adoption, _ in found]
+        if found:
+            note_lane(connection, (customer, event_name), max(a.slot_at for a, _ in found), now=clock())
     _adopt_canaries(connection, reader, start, end, clock())
     with connection.transaction():
         epoch = queries.fetch_dicts(connection, "raise_epoch")[0]["epoch"]

@@ -126,6 +126,12 @@ def lost_canaries(connection: Connection[Any], reader: CanaryReader, *, now: dat
     return None
 
 
+def unproved_without_canary(connection: Connection[Any], *, absence_after: timedelta, now: datetime) -> bool:
+    """Whether some entry waits for its proof, and no later canary shows or still has time to show."""
+    params = {"absence_after": absence_after, "now": now}
+    return bool(queries.fetch_dicts(connection, "unproved_without_canary", params))
+
+
 def _shown(reader: CanaryReader, event_name: str, customer: str, canaries: list[Canary]) -> list[Canary]:
     # The hours say where to look; other canaries share them, so each is asked for by its own minute.
     hours = [hour_of(canary.slot_at) for canary in canaries]

@@ -3,40 +3,28 @@
 An hour that agrees as a whole proves all its entries at once; where it does not, or where an entry's fate is unknown,
 the entry's own minute decides.  Absence counts only long after the last attempt and behind a later canary that shows:
 then the entry is provably not counted, and the window owes its value again.
+A share of the reads goes to days that were settled before (`read_again`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from psycopg import Connection
 
 from billing_pipeline.database import queries
 from billing_pipeline.domain.entries import EntryState, Verdict, judge_evidence
 from billing_pipeline.domain.protocol import ProtocolTimes
-from billing_pipeline.domain.windows import HOUR, hour_of
+from billing_pipeline.domain.windows import DAY, HOUR, day_of, hour_of
 from billing_pipeline.errors import LedgerFrozen, StripeRefused
 from billing_pipeline.usage.canary import look_for_canaries
 from billing_pipeline.usage.gate import freeze
-
-Lane = tuple[str, str]
-"""Stripe customer id and event name."""
-
-
-class SummaryReader(Protocol):
-    """What the confirmer needs of Stripe."""
-
-    def hours(self, event_name: str, customer: str, start: datetime, end: datetime) -> dict[datetime, int]:
-        """Units per UTC hour; hours without usage are absent."""
-        ...
-
-    def minute(self, event_name: str, customer: str, minute: datetime) -> int:
-        """Units in one minute."""
-        ...
+from billing_pipeline.usage.read_again import SHARE, lanes_due, note_lane, read_lane_again
+from billing_pipeline.usage.shown_hours import Lane, Possible, SummaryReader, store_shown_hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +36,7 @@ class ConfirmReport:
     replaced: int = 0
     units_replaced: int = 0
     waiting: int = 0
+    lanes_read_again: int = 0
     reads: int = 0
 
 
@@ -74,17 +63,21 @@ class Judged:
 
 
 class ReadBudget:
-    """A reader that counts; the confirmer starts no new day of a lane once the budget is spent."""
+    """A reader that counts; nothing new is started once the reads that may be spent on it are spent."""
 
     def __init__(self, reader: SummaryReader, reads_max: int) -> None:
         self._reader = reader
         self._reads_max = reads_max
         self.reads = 0
 
-    @property
-    def spent(self) -> bool:
-        """No read is left."""
-        return self.reads >= self._reads_max
+    def spent(self, *, kept: int = 0) -> bool:
+        """No read is left but those kept for something else."""
+        return self.reads >= self._reads_max - kept
+
+    def days(self, event_name: str, customer: str, start: datetime, end: datetime) -> dict[datetime, int]:
+        """One read."""
+        self.reads += 1
+        return self._reader.days(event_name, customer, start, end)
 
     def hours(self, event_name: str, customer: str, start: datetime, end: datetime) -> dict[datetime, int]:
         """One read."""
@@ -105,18 +98,20 @@ def confirm(
     reads_max: int,
     clock: Callable[[], datetime],
 ) -> ConfirmReport:
-    """Look at every day of a lane with entries to settle, the one looked at longest ago first.
+    """Look at every day of a lane with entries to settle, the one looked at longest ago first, then at settled ones.
 
-    Raises `LedgerFrozen` when a minute shows something other than nothing or its one entry, and `StripeRefused`, after
-    all the others, when a day could not be read.
+    Raises `LedgerFrozen` when a minute shows something other than nothing or its one entry, or an hour what no entries
+    add up to, and `StripeRefused`, after all the others, when a day could not be read.
     """
     budget = ReadBudget(reader, reads_max)
     look_for_canaries(connection, budget, now=clock())
     watermarks = {row["event_name"]: row["visible_sent_at"] for row in queries.fetch_dicts(connection, "canary_lag")}
     report = ConfirmReport()
     refusals: list[StripeRefused] = []
+    settled_lanes = lanes_due(connection, limit=reads_max, now=clock())
+    kept = min(len(settled_lanes), reads_max // SHARE)
     for day in queries.fetch_dicts(connection, "days_to_confirm", {"limit": reads_max, "now": clock()}):
-        if budget.spent:
+        if budget.spent(kept=kept):
             break
         lane = (day["stripe_customer_id"], day["event_name"])
         try:
@@ -125,14 +120,22 @@ def confirm(
             # One customer's or meter's trouble must not keep the others from being proved.
             refusals.append(exc)
             continue
-        _store(connection, judged, clock())
+        _store(connection, lane, judged, clock())
         report = _add(report, judged)
+    lanes_read_again = 0
+    for lane in settled_lanes:
+        if budget.spent():
+            break
+        try:
+            read_lane_again(connection, budget, lane, now=clock())
+        except StripeRefused as exc:
+            refusals.append(exc)
+            continue
+        lanes_read_again += 1
     if refusals:
         raise StripeRefused(f"{len(refusals)} of the days to confirm could not be read; the first: {refusals[0]}")
     waiting = queries.fetch_dicts(connection, "count_unsettled")[0]["entries"]
-    return ConfirmReport(
-        report.confirmed, report.units_confirmed, report.replaced, report.units_replaced, waiting, budget.reads
-    )
+    return replace(report, waiting=waiting, lanes_read_again=lanes_read_again, reads=budget.reads)
 
 
 def _judge_day(
@@ -145,20 +148,23 @@ def _judge_day(
     clock: Callable[[], datetime],
 ) -> list[Judged]:
     customer, event_name = lane
-    shown = reader.hours(event_name, customer, min(hours), max(hours) + HOUR)
-    observed = {hour: shown.get(hour, 0) for hour in hours}
+    # The whole day costs no more than the hours in question, and shows who else writes to them.
+    start = day_of(min(hours))
+    shown = reader.hours(event_name, customer, start, start + DAY)
     observed_at = clock()
-    _store_summaries(connection, lane, observed, observed_at)
-    entries = _entries(connection, lane, hours)
+    entries = _entries(connection, lane, start)
+    store_shown_hours(connection, lane, dict.fromkeys(hours, 0) | shown, _possible(entries), now=observed_at)
     judged: list[Judged] = []
-    for hour, units in observed.items():
+    for hour in hours:
+        units = shown.get(hour, 0)
         of_hour = list(
             _judge_hour(connection, reader, lane, entries.get(hour, []), units, times, canary_sent_at, observed_at)
         )
         if any(found.granularity == "minute" and found.verdict is Verdict.CONFIRMED for found in of_hour):
             # The minutes show more than the hour did a moment ago; the stored hour must not lag behind the proof.
             again = reader.hours(event_name, customer, hour, hour + HOUR)
-            _store_summaries(connection, lane, {hour: again.get(hour, 0)}, clock())
+            possible = _possible(_entries(connection, lane, start))
+            store_shown_hours(connection, lane, {hour: again.get(hour, 0)}, possible, now=clock())
         judged += of_hour
     return judged
 
@@ -212,8 +218,10 @@ def _minute(connection: Connection[Any], reader: SummaryReader, lane: Lane, entr
     return units
 
 
-def _store(connection: Connection[Any], judged: list[Judged], now: datetime) -> None:
+def _store(connection: Connection[Any], lane: Lane, judged: list[Judged], now: datetime) -> None:
     confirmed = [found for found in judged if found.verdict is Verdict.CONFIRMED]
+    if confirmed:
+        note_lane(connection, lane, max(found.entry.slot_at for found in confirmed), now=now)
     replaced = [found for found in judged if found.verdict is Verdict.REPLACED]
     queries.execute(
         connection,
@@ -249,25 +257,14 @@ def _add(report: ConfirmReport, judged: list[Judged]) -> ConfirmReport:
     )
 
 
-def _entries(connection: Connection[Any], lane: Lane, hours: list[datetime]) -> dict[datetime, list[StatedEntry]]:
+def _entries(connection: Connection[Any], lane: Lane, day_at: datetime) -> dict[datetime, list[StatedEntry]]:
     customer, event_name = lane
-    params = {"stripe_customer_id": customer, "event_name": event_name, "start": min(hours), "end": max(hours) + HOUR}
+    params = {"stripe_customer_id": customer, "event_name": event_name, "start": day_at, "end": day_at + DAY}
     found: dict[datetime, list[StatedEntry]] = defaultdict(list)
     for entry in queries.fetch(connection, "stated_entries", StatedEntry, params):
         found[hour_of(entry.slot_at)].append(entry)
     return found
 
 
-def _store_summaries(connection: Connection[Any], lane: Lane, hours: dict[datetime, int], now: datetime) -> None:
-    customer, event_name = lane
-    queries.execute(
-        connection,
-        "store_summaries",
-        {
-            "customers": [customer] * len(hours),
-            "event_names": [event_name] * len(hours),
-            "hours": list(hours),
-            "observed": list(hours.values()),
-            "now": now,
-        },
-    )
+def _possible(entries: dict[datetime, list[StatedEntry]]) -> dict[datetime, Possible]:
+    return {hour: Possible.of([entry.value for entry in found]) for hour, found in entries.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from billing_pipeline.stripe_api.meter_events import make_sink
 from billing_pipeline.stripe_api.summaries import StripeSummaries
 from billing_pipeline.usage import gate
 from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate, next_scope, recorded_since
-from billing_pipeline.usage.canary import look_for_canaries, lost_canaries
+from billing_pipeline.usage.canary import look_for_canaries, lost_canaries, unproved_without_canary
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline.usage.confirm import ConfirmReport, confirm
 from billing_pipeline.usage.contract import ContractReport, require_contract, validate_contract
@@ -148,7 +148,13 @@ class UsageFlow:
             event_names=tuple(meter.event_name for meter in self.catalogue.meters),
             batch_size=batch_size(self.settings.meter_events_per_second),
         )
-        return submit(self.connection, make_sink(self.settings), context, clock=self.clock, on_progress=on_progress)
+        report = submit(self.connection, make_sink(self.settings), context, clock=self.clock, on_progress=on_progress)
+        if report.attempts == 0 and unproved_without_canary(
+            self.connection, absence_after=context.times.absence_after, now=self.clock()
+        ):
+            # Nothing else is sent now, and without a later canary absence would never count.
+            report = replace(report, canaries=self._send_canaries(context.canary_customer))
+        return report
 
     def apply_error_reports(self) -> ErrorReportsRead:
         """Before stage 5: reject what Stripe refused after accepting it.  A frozen ledger settles nothing."""
@@ -162,15 +168,17 @@ class UsageFlow:
 
     def send_canaries_while_frozen(self) -> int:
         """Recovery needs canaries later than the freeze; they are nobody's usage, so they may go."""
-        customer = canary_customer(self.stripe, self.settings)
+        sent = self._send_canaries(canary_customer(self.stripe, self.settings))
+        look_for_canaries(self.connection, self.summaries, now=self.clock())
+        return sent
+
+    def _send_canaries(self, customer: str | None) -> int:
         if customer is None:
             return 0
         names = [meter.event_name for meter in self.catalogue.meters]
-        sent = send_canaries(
+        return send_canaries(
             self.connection, make_sink(self.settings), gate.read_identity(self.connection), customer, names, self.clock
         )
-        look_for_canaries(self.connection, self.summaries, now=self.clock())
-        return sent
 
     def confirm(self) -> ConfirmReport:
         """Stage 5; reads Stripe, and settles entries by what it shows.  A frozen ledger settles nothing."""

@@ -173,6 +173,7 @@ def test_the_dagster_job_bills_and_reconciles(flow, bill, simulator, settings, m
         "organizations_are_mapped": True,
         "ledger_invariants_hold": True,
         "source_ledger_and_stripe_agree": True,
+        "usage_is_sent_in_time": True,
     }
 
 

@@ -12,15 +12,12 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.domain.entries import Outcome
 from billing_pipeline.errors import (
     GateClosed,
-    IdentityMismatch,
-    LedgerFrozen,
     StripeRefused,
-    StripeUnavailable,
     Unavailable,
 )
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.meter_events import Answer, V1MeterSink, V2StreamSink
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline.usage.gate import require_clock
 from billing_pipeline.usage.lease import LeaseLost
 from billing_pipeline.usage.submit import SubmitContext, submit
@@ -82,28 +79,6 @@ def attempts(flow):
     return [row[0] for row in rows]
 
 
-@pytest.mark.parametrize(
-    ("mishap", "second_answer"),
-    [
-        (Mishap.LOSE_REQUEST, "ok"),
-        (Mishap.LOSE_ANSWER, "duplicate"),
-        (Mishap.CUT_ANSWER, "duplicate"),
-        (Mishap.FOREIGN_ANSWER, "ok"),
-        (Mishap.SERVER_ERROR, "duplicate"),
-    ],
-)
-def test_usage_is_billed_once_when_something_is_lost(flow, entry, simulator, proxy, mishap, second_answer):
-    proxy.mishaps = [mishap]
-    report = send(flow, base=proxy.url)
-    assert (report.unknown, state(flow)) == (1, "ambiguous")
-
-    send(flow, base=proxy.url, later=timedelta(minutes=11))
-
-    assert attempts(flow) == ["unknown", second_answer]
-    assert state(flow) == "accepted"
-    assert counted_by_stripe(simulator) == {entry: 10}
-
-
 def test_a_worker_that_died_after_its_claim_is_followed_by_another(flow, entry, simulator):
     with pytest.raises(ExceptionGroup):
         send(flow, sink=CrashingSink())
@@ -135,97 +110,6 @@ def test_nothing_is_sent_when_the_mark_cannot_be_raised(flow, entry, simulator):
 
     assert (state(flow), attempts(flow)) == ("pending", ["not_executed"])
     assert counted_by_stripe(simulator) == {}
-
-
-def test_a_refused_connection_executes_nothing_and_starts_no_clock(flow, entry):
-    send(flow, base="http://127.0.0.1:9")
-
-    assert (state(flow), attempts(flow)) == ("pending", ["not_executed"])
-    first_attempt_at = flow.connection.execute("SELECT first_attempt_at FROM ledger_entries").fetchone()[0]
-    assert first_attempt_at is None
-
-
-def test_nothing_is_sent_after_stripe_may_have_forgotten_the_identifier(flow, entry, simulator, proxy):
-    proxy.mishaps = [Mishap.LOSE_ANSWER]
-    send(flow, base=proxy.url)
-
-    report = send(flow, later=flow.settings.protocol_times.safe_send + timedelta(seconds=1))
-
-    assert report.attempts == 0
-    assert state(flow) == "ambiguous"
-
-
-def test_an_entry_too_old_for_stripe_is_held_and_not_sent(flow, entry):
-    report = send(flow, later=flow.settings.protocol_times.past_max)
-
-    hold_reason = flow.connection.execute("SELECT hold_reason FROM ledger_entries").fetchone()[0]
-    assert (report.attempts, hold_reason) == (0, "older_than_stripe_accepts")
-
-
-def test_an_entry_stripe_refuses_is_owed_and_not_sent_again(flow, entry, simulator):
-    flow.stripe.v1.customers.delete(entry[0])
-
-    assert send(flow).rejected == 1
-
-    assert state(flow) == "rejected"
-    assert flow.cut().entries == 0, "a refused amount waits for a person, or it would be refused for ever"
-    assert send(flow, later=timedelta(minutes=30)).attempts == 0
-    message = flow.connection.execute("SELECT error_message FROM attempts").fetchone()[0]
-    assert "No such customer" in message
-
-
-def test_a_refusal_after_an_unknown_attempt_decides_nothing(flow, entry, simulator, proxy):
-    proxy.mishaps = [Mishap.LOSE_ANSWER]
-    send(flow, base=proxy.url)
-    flow.stripe.v1.customers.delete(entry[0])
-
-    send(flow, later=timedelta(minutes=11))
-
-    assert attempts(flow) == ["unknown", "rejected"]
-    assert state(flow) == "ambiguous", "the first attempt may have counted, and here it did"
-    assert counted_by_stripe(simulator) == {entry: 10}
-
-
-def test_a_duplicate_of_something_never_sent_freezes_the_ledger(flow, entry, simulator):
-    identifier = flow.connection.execute("SELECT identifier FROM ledger_entries").fetchone()[0]
-    flow.stripe.v1.billing.meter_events.create(
-        {
-            "event_name": "prompt_tokens",
-            "identifier": identifier,
-            "payload": {"stripe_customer_id": entry[0], "value": "1"},
-        }
-    )
-
-    with pytest.raises(LedgerFrozen, match="never sent"):
-        send(flow)
-
-    with pytest.raises(LedgerFrozen, match="Nothing was sent"):
-        flow.submit()
-    assert state(flow) == "ambiguous"
-
-
-def test_a_refused_key_stops_sending_and_changes_no_entry(flow, entry, simulator):
-    with pytest.raises(StripeRefused) as refusal:
-        send(flow, key="sk_live_0123456789abcdef")
-
-    assert "0123456789" not in str(refusal.value)
-    assert (state(flow), attempts(flow)) == ("pending", ["not_executed"])
-
-
-def test_a_ledger_sends_to_no_other_account(flow, entry, settings):
-    flow.connection.execute("UPDATE ledger_identity SET stripe_account = 'acct_other'")
-
-    with pytest.raises(IdentityMismatch, match="acct_other"):
-        flush(flow)
-
-
-def test_stripe_down_changes_nothing_and_says_where(flow, entry):
-    unreachable = load_settings(**flow.settings.model_dump() | {"stripe_api_base": "http://127.0.0.1:9"})
-
-    with pytest.raises(StripeUnavailable, match=r"does not answer at http://127\.0\.0\.1:9"):
-        UsageFlow(flow.connection, "", unreachable, holder="test").submit()
-
-    assert (state(flow), attempts(flow)) == ("pending", [])
 
 
 def test_a_flush_that_lost_its_lease_claims_nothing(flow, entry, simulator):

@@ -24,3 +24,23 @@ SELECT (SELECT coalesce(sum(target), 0) FROM usage_windows WHERE stripe_customer
        (SELECT count(*) FROM quarantined_events WHERE mended_at IS NULL) AS events_quarantined
   FROM ledger_entries
  WHERE NOT settled OR hold_reason IS NOT NULL;
+
+-- name: usage_about_to_expire
+-- Usage so old that Stripe soon refuses it, and not known to be sent: owed by its window, or in an open entry of it.
+WITH owed AS (
+    SELECT w.organization_id, w.meter, w.starts_at,
+           w.target - (SELECT coalesce(sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')), 0)
+                         FROM ledger_entries WHERE window_id = w.window_id) AS units
+      FROM usage_windows w
+     WHERE (w.cut_due OR w.hold_reason IS NOT NULL) AND w.starts_at <= %(alarm_before)s AND w.starts_at > %(past)s
+     UNION ALL
+    SELECT w.organization_id, w.meter, w.starts_at, e.value
+      FROM ledger_entries e
+      JOIN usage_windows w USING (window_id)
+     WHERE NOT e.settled AND e.state IN ('pending', 'ambiguous') AND e.slot_at <= %(alarm_before)s AND e.slot_at > %(past)s
+)
+SELECT organization_id, meter, sum(abs(units)) AS units, min(starts_at) AS oldest_at
+  FROM owed
+ WHERE units <> 0
+ GROUP BY organization_id, meter
+ ORDER BY oldest_at, organization_id, meter;

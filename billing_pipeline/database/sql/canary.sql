@@ -38,3 +38,15 @@ SELECT c.event_name, v.sent_at AS visible_sent_at, v.lag,
         ORDER BY started_at DESC LIMIT 1) v ON true
  GROUP BY c.event_name, v.sent_at, v.lag
  ORDER BY c.event_name;
+
+-- name: unproved_without_canary
+-- Absence counts only behind a canary sent after the last attempt: one that shows, or that still has time to show.
+SELECT e.event_name
+  FROM (SELECT event_name, max(last_attempt_at) AS last_attempt_at
+          FROM ledger_entries
+         WHERE state IN ('ambiguous', 'accepted')
+         GROUP BY event_name) e
+ WHERE NOT EXISTS (SELECT FROM canaries c
+                    WHERE c.event_name = e.event_name AND c.started_at > e.last_attempt_at
+                      AND (c.seen_at IS NOT NULL OR c.started_at > %(now)s - %(absence_after)s))
+ LIMIT 1;

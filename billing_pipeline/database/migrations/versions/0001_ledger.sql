@@ -8,6 +8,17 @@ CREATE TYPE billing_pipeline.entry_state AS ENUM ('pending', 'ambiguous', 'accep
 -- with what PostgreSQL ships; managed servers do not always offer the btree_gist extension.
 CREATE TYPE billing_pipeline.text_range AS RANGE (subtype = text, collation = "C");
 
+CREATE TABLE billing_pipeline.lanes (
+    stripe_customer_id TEXT NOT NULL,
+    event_name TEXT NOT NULL,
+    latest_slot_at TIMESTAMPTZ NOT NULL,
+    read_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT lanes_pkey PRIMARY KEY (stripe_customer_id, event_name)
+);
+CREATE INDEX lanes_read_at_idx ON billing_pipeline.lanes (read_at);
+COMMENT ON COLUMN billing_pipeline.lanes.latest_slot_at IS 'an idle lane leaves the reach, and is read no more';
+COMMENT ON COLUMN billing_pipeline.lanes.read_at IS 'when all its days in reach were last compared with Stripe';
+
 CREATE TABLE billing_pipeline.customer_mappings (
     mapping_id BIGINT GENERATED ALWAYS AS IDENTITY,
     organization_id TEXT NOT NULL,
