@@ -6,4 +6,5 @@ pytest_plugins = [
     "billing_pipeline_tests.fix_simulator",
     "billing_pipeline_tests.fix_flow",
     "billing_pipeline_tests.fix_proxy",
+    "billing_pipeline_tests.fix_pg_proxy",
 ]

@@ -11,11 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from psycopg import Connection
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.entries import EntryState, Verdict, judge_evidence
 from billing_pipeline.domain.protocol import ProtocolTimes
 from billing_pipeline.domain.windows import HOUR, hour_of
@@ -125,7 +127,7 @@ def confirm(
             # One customer's or meter's trouble must not keep the others from being proved.
             refusals.append(exc)
             continue
-        _store(connection, judged, clock())
+        in_transaction(connection, partial(_store, connection, judged, clock()), name="The confirmation")
         report = _add(report, judged)
     if refusals:
         raise StripeRefused(f"{len(refusals)} of the days to confirm could not be read; the first: {refusals[0]}")

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from billing_pipeline.database import queries
 from billing_pipeline.domain.protocol import CLOCK_ERROR
 from billing_pipeline.errors import GateClosed, IdentityMismatch, LedgerFrozen
-from billing_pipeline.usage.mark import HighWaterMark
+from billing_pipeline.usage.mark import HighWaterMark, Mark
 
 PIPELINE = "billing-pipeline"
 """The actor of what no person did."""
@@ -67,7 +67,7 @@ def read_identity(connection: Connection[Any]) -> Identity:
 
 
 def require_open(connection: Connection[Any], identity: Identity, mark: HighWaterMark, *, now: datetime) -> None:
-    """Raises `LedgerFrozen` when the ledger is frozen, or when a detector freezes it now."""
+    """Raises `LedgerFrozen` when the ledger is frozen, or when a detector freezes it now; begins the mark at 0."""
     reason = identity.frozen_reason
     if reason is None and (reason := _lost_attempts(connection, identity, mark)) is not None:
         freeze(connection, reason, now=now)
@@ -77,6 +77,8 @@ def require_open(connection: Connection[Any], identity: Identity, mark: HighWate
             f"The ledger is frozen since {since}: {reason}. Nothing was sent. "
             "Find out why, then run `billing-pipeline ledger adopt` and have a second person release it."
         )
+    # There before the first claim: a crash between that and its mark must not look like a mark that was lost.
+    mark.raise_to(Mark(str(identity.ledger_id), 0))
 
 
 def require_clock(now: datetime, stripe_time: datetime | None) -> None:
