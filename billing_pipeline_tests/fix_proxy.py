@@ -36,7 +36,7 @@ BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\nConnection: clo
 class UnluckyProxy:
     """Serves `url`; `mishaps` says what happens to the next connections, then all is well.
 
-    `mishap_of_send` says the same of requests that send usage, by their number from 1; `sends` counts them, and
+    `mishap_of_send` says the same of requests that send usage, by their number from 1; `sends` keeps them, and
     `reached` tells that one is being held.
     """
 
@@ -45,7 +45,7 @@ class UnluckyProxy:
         self._target = (parts.hostname, parts.port)
         self.mishaps: list[Mishap] = []
         self.mishap_of_send: dict[int, Mishap] = {}
-        self.sends = 0
+        self.sends: list[bytes] = []
         self.reached = threading.Event()
         self._let_go = threading.Event()
         self.url = ""
@@ -67,8 +67,8 @@ class UnluckyProxy:
         try:
             request = await _message(reader)
             if request.startswith(SENDS):
-                self.sends += 1
-                mishap = self.mishap_of_send.get(self.sends, mishap)
+                self.sends.append(request)
+                mishap = self.mishap_of_send.get(len(self.sends), mishap)
             if mishap is Mishap.HOLD_REQUEST:
                 await self._hold()
             if mishap is Mishap.FOREIGN_ANSWER:
