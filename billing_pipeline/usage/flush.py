@@ -194,6 +194,8 @@ class UsageFlow:
         )
         gate.require_open(self.connection, identity, self.mark, now=now)
         gate.require_clock(now, account.stripe_time)
+        if self.settings.livemode:
+            gate.require_durable(self.connection)
         if contract and self.settings.stripe_billing_validate_contract_before_flush:
             require_contract(
                 self.connection,

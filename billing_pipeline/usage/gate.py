@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
-from psycopg.errors import InsufficientPrivilege, UndefinedFunction
+from psycopg.errors import FeatureNotSupported, InsufficientPrivilege, UndefinedFunction
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
@@ -90,6 +90,24 @@ def require_clock(now: datetime, stripe_time: datetime | None) -> None:
         )
 
 
+def durability_faults(connection: Connection[Any]) -> list[str]:
+    """The settings with which this database may forget what it committed; empty when it keeps everything.
+
+    `full_page_writes` is named too, although a storage that writes whole pages, such as ZFS, does without it.
+    """
+    settings = {row["name"]: row["setting"] for row in queries.fetch_dicts(connection, "durability_settings")}
+    return [f"{name} is off" for name, setting in settings.items() if setting == "off"]
+
+
+def require_durable(connection: Connection[Any]) -> None:
+    """Raises `GateClosed` when a crash of the database server would take committed attempts with it."""
+    if faults := [fault for fault in durability_faults(connection) if not fault.startswith("full_page_writes")]:
+        raise GateClosed(
+            f"The database may forget what it commits: {' and '.join(faults)}. Nothing is sent in live mode from such "
+            "a database; turn it on in its configuration."
+        )
+
+
 def freeze(connection: Connection[Any], reason: str, *, now: datetime, actor: str = PIPELINE) -> None:
     """Stop all sending until a person releases the ledger; an earlier reason is kept."""
     with connection.transaction():
@@ -142,7 +160,7 @@ def _this_database(connection: Connection[Any]) -> tuple[str | None, str | None]
     try:
         with connection.transaction():
             row = queries.fetch_dicts(connection, "database_identity")[0]
-    except (InsufficientPrivilege, UndefinedFunction):
+    except (FeatureNotSupported, InsufficientPrivilege, UndefinedFunction):
         return None, None
     return row["system_id"], row["timeline"]
 

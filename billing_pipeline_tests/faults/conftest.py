@@ -24,6 +24,7 @@ from billing_pipeline.settings import Settings
 from billing_pipeline.usage.flush import FlushReport, UsageFlow, flush
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.cli import command
+from billing_pipeline_tests.faults.drill import Drill
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 from billing_pipeline_tests.fix_simulator import RunningSimulator, SimulatorClock, make_core, running_simulator
 
@@ -182,3 +183,11 @@ def usage(
         for hour in hours_ago
         for minute in (1, 31)
     ]
+
+
+@pytest.fixture
+def drill(tmp_path: Path, simulator: RunningSimulator, stripe_time: SimulatorClock) -> Iterator[Drill]:
+    """A ledger on a server of its own, beside this test's Stripe."""
+    drill = Drill(tmp_path / "state", simulator, stripe_time)
+    yield drill
+    drill.stop()
