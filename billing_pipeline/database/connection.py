@@ -75,6 +75,11 @@ def connect(database_url: str) -> Iterator[Connection[tuple[Any, ...]]]:
     try:
         with connection:
             yield connection
+    except psycopg.errors.ReadOnlySqlTransaction as exc:
+        raise DatabaseUnavailable(
+            f"PostgreSQL at {describe(database_url)} takes no writes: it is a standby, or set to read-only. "
+            "Point DATABASE_URL at the primary, or let it write again; then run the command again."
+        ) from exc
     except psycopg.OperationalError as exc:
         raise DatabaseUnavailable(
             f"PostgreSQL failed during the work, at {describe(database_url)}: {first_line(exc)}. "

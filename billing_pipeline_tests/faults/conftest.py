@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -186,8 +187,10 @@ def usage(
 
 
 @pytest.fixture
-def drill(tmp_path: Path, simulator: RunningSimulator, stripe_time: SimulatorClock) -> Iterator[Drill]:
+def drill(simulator: RunningSimulator, stripe_time: SimulatorClock) -> Iterator[Drill]:
     """A ledger on a server of its own, beside this test's Stripe."""
-    drill = Drill(tmp_path / "state", simulator, stripe_time)
-    yield drill
-    drill.stop()
+    # Not in pytest's own folder: every pytest that starts closes it to other users, such as the server's.
+    with tempfile.TemporaryDirectory(prefix="billing-drill-") as folder:
+        drill = Drill(Path(folder) / "state", simulator, stripe_time)
+        yield drill
+        drill.stop()

@@ -13,7 +13,7 @@ from billing_pipeline_tests.fix_flow import counted_by_stripe
 
 
 @pytest.fixture
-def clone(drill, tmp_path):
+def clone(drill):
     """Production with three flushed entries and three more that are cut and not sent, and a copy of its server."""
     drill.set_up("acme")
     insert_events(drill.connection, *usage(["acme"], hours_ago=(3, 4, 5)))
@@ -22,12 +22,13 @@ def clone(drill, tmp_path):
     drill.flow.aggregate()
     assert drill.flow.cut().entries == 3
     drill.flow.give_lease_back()
-    (tmp_path / "elsewhere").mkdir()
-    drill.snapshot(tmp_path / "elsewhere" / "postgres")
+    elsewhere = drill.state_dir.parent / "elsewhere"
+    elsewhere.mkdir()
+    drill.snapshot(elsewhere / "postgres")
     clones = []
 
     def start(mark_url=None):
-        clones.append(Drill(tmp_path / "elsewhere", drill.simulator, drill.time, mark_url))
+        clones.append(Drill(elsewhere, drill.simulator, drill.time, mark_url))
         return clones[0]
 
     yield start

@@ -34,3 +34,7 @@ VALUES (%(action)s, %(actor)s, %(reason)s, %(details)s, %(now)s);
 
 -- name: database_clock
 SELECT clock_timestamp() AS now;
+
+-- name: schema_version
+-- Alembic's own table.
+SELECT version_num FROM billing_pipeline.alembic_version;
