@@ -10,11 +10,11 @@ from billing_pipeline_tests.faults.conftest import HOUR, ORGANIZATIONS, THIS_HOU
 from billing_pipeline_tests.fix_proxy import Mishap
 
 FLUSHES = 8
-HOURS = 800
+HOURS = 503
 SMALL_BATCHES = """
 from billing_pipeline.usage import submit
 assert submit.BATCH_SIZE > 50
-submit.BATCH_SIZE = 50  # so that all of them find work
+submit.BATCH_SIZE = 25  # so that all of them find work
 """
 
 
@@ -34,7 +34,7 @@ def test_c07_eight_flushes_at_once_send_each_entry_once(world):
     # A lease each, and so slow that the first is still at it when the last begins.
     flushes = [
         world.worker(
-            before=SMALL_BATCHES, STRIPE_USAGE_FLUSH_LOCK_KEY=f"flush-{number}", STRIPE_METER_EVENTS_PER_SECOND=60
+            before=SMALL_BATCHES, STRIPE_USAGE_FLUSH_LOCK_KEY=f"flush-{number}", STRIPE_METER_EVENTS_PER_SECOND=40
         )
         for number in range(FLUSHES)
     ]

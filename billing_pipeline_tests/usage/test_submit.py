@@ -11,7 +11,6 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.domain.entries import Outcome
 from billing_pipeline.errors import (
     GateClosed,
-    IdentityMismatch,
     LedgerFrozen,
     StripeRefused,
     StripeUnavailable,
@@ -19,7 +18,7 @@ from billing_pipeline.errors import (
 )
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.meter_events import Answer, V1MeterSink
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline.usage.gate import require_clock
 from billing_pipeline.usage.lease import LeaseLost
 from billing_pipeline.usage.submit import SubmitContext, submit
@@ -211,13 +210,6 @@ def test_a_refused_key_stops_sending_and_changes_no_entry(flow, entry, simulator
 
     assert "0123456789" not in str(refusal.value)
     assert (state(flow), attempts(flow)) == ("pending", ["not_executed"])
-
-
-def test_a_ledger_sends_to_no_other_account(flow, entry, settings):
-    flow.connection.execute("UPDATE ledger_identity SET stripe_account = 'acct_other'")
-
-    with pytest.raises(IdentityMismatch, match="acct_other"):
-        flush(flow)
 
 
 def test_stripe_down_changes_nothing_and_says_where(flow, entry):
