@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 TRIES_MAX = 5
 PAUSE_SECONDS_MAX = 1.0
-"""Longest pause between tries; the first is at most a sixteenth of it."""
+"""Longest pause between tries; the first is at most an eighth of it."""
 
 
 def in_transaction(
@@ -39,7 +39,8 @@ def in_transaction(
     Raises `DatabaseUnavailable` when other writers break off every try, and `RuntimeError` inside a transaction,
     where beginning again is not possible.
     """
-    if connection.info.transaction_status is not TransactionStatus.IDLE:
+    # A connection that was lost has no status, and says so itself.
+    if connection.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
         raise RuntimeError(f"{name} is a transaction of its own and cannot run inside another one")
     for number in range(TRIES_MAX):
         if number:

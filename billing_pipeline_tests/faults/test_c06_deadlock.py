@@ -139,3 +139,9 @@ def deadlocks(world):
     world.wait_for_backends_to_end()
     sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     return world.flow.connection.execute(sql).fetchone()[0]
+
+
+def test_c06_a_connection_that_was_lost_is_told_as_that(database_url):
+    with pytest.raises(DatabaseUnavailable, match="PostgreSQL failed during the work"), connect(database_url) as lost:
+        lost.close()
+        in_transaction(lost, lambda: None, name="The test")

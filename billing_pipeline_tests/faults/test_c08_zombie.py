@@ -8,13 +8,13 @@ from billing_pipeline_tests.faults.conftest import wait_until
 from billing_pipeline_tests.fix_flow import canary_of, counted_by_stripe
 from billing_pipeline_tests.fix_proxy import Mishap
 
-SHORT = {"BILLING_ENTRY_LEASE_SECONDS": 31, "STRIPE_TIMEOUT_SECONDS": 20}
-"""The shortest claim whose times fit together; with it nothing is sent later than 1 s after its claim."""
+SHORT = {"BILLING_ENTRY_LEASE_SECONDS": 40, "STRIPE_TIMEOUT_SECONDS": 20}
+"""A short claim; nothing is sent later than 10 s after it."""
 
 
 def test_c08_a_flush_paused_past_its_claim_records_nothing_and_sends_nothing_more(world, proxy):
     connection = world.flow.connection
-    proxy.mishap_of_send = {3: Mishap.HOLD_ANSWER}
+    proxy.mishap_of_send = {2: Mishap.HOLD_ANSWER}
     zombie = world.worker(STRIPE_API_BASE=proxy.url, STRIPE_MAX_CONCURRENCY=1, **SHORT)
     assert proxy.reached.wait(60)
     zombie.send_signal(signal.SIGSTOP)
@@ -26,7 +26,7 @@ def test_c08_a_flush_paused_past_its_claim_records_nothing_and_sends_nothing_mor
     other = world.worker(STRIPE_USAGE_FLUSH_LOCK_KEY="another", **SHORT)
     out, err = other.communicate(timeout=120)
     assert (other.returncode, err) == (0, "")
-    assert "9 sent, 6 accepted, 3 duplicate" in out
+    assert "9 sent, 7 accepted, 2 duplicate" in out
     assert counted_by_stripe(world.simulator) == world.truth()
     recorded = everything_recorded(connection)
 
@@ -37,7 +37,7 @@ def test_c08_a_flush_paused_past_its_claim_records_nothing_and_sends_nothing_mor
     assert "Traceback" not in err
     assert everything_recorded(connection) == recorded
     canary = canary_of(world.simulator).encode()
-    assert sum(canary not in request for request in proxy.sends) == 3
+    assert sum(canary not in request for request in proxy.sends) == 2
     world.require_truth()
 
 
