@@ -7,4 +7,5 @@ pytest_plugins = [
     "billing_pipeline_tests.fix_flow",
     "billing_pipeline_tests.fix_proxy",
     "billing_pipeline_tests.fix_trial",
+    "billing_pipeline_tests.fix_pg_proxy",
 ]

@@ -25,21 +25,36 @@ class Mishap(StrEnum):
     FOREIGN_ANSWER = "foreign_answer"  # a captive portal answers 200 with a page of its own
     REPLACED_ANSWER = "replaced_answer"  # the server does the work, and the client gets that page all the same
     SERVER_ERROR = "server_error"  # the server does the work, then a gateway answers 502
+    HOLD_REQUEST = "hold_request"  # the server sees it only when `let_go` is called, if ever
+    HOLD_ANSWER = "hold_answer"  # the server does the work; the client gets the answer when `let_go` is called
 
 
 PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>"
+SENDS = (b"POST /v1/billing/meter_events ", b"POST /v2/billing/meter_event_stream ")
 BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
 
 class UnluckyProxy:
-    """Serves `url`; `mishaps` says what happens to the next connections, then all is well."""
+    """Serves `url`; `mishaps` says what happens to the next connections, then all is well.
+
+    `mishap_of_send` says the same of requests that send usage, by their number from 1; `sends` keeps them, and
+    `reached` tells that one is being held.
+    """
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname, parts.port)
         self.mishaps: list[Mishap] = []
         self.page = PAGE
+        self.mishap_of_send: dict[int, Mishap] = {}
+        self.sends: list[bytes] = []
+        self.reached = threading.Event()
+        self._let_go = threading.Event()
         self.url = ""
+
+    def let_go(self) -> None:
+        """Let what is held go on, and hold nothing more."""
+        self._let_go.set()
 
     async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
@@ -53,16 +68,28 @@ class UnluckyProxy:
         mishap = self.mishaps.pop(0) if self.mishaps else Mishap.NONE
         try:
             request = await _message(reader)
+            if request.startswith(SENDS):
+                self.sends.append(request)
+                mishap = self.mishap_of_send.get(len(self.sends), mishap)
+            if mishap is Mishap.HOLD_REQUEST:
+                await self._hold()
             if mishap is Mishap.FOREIGN_ANSWER:
                 writer.write(self.page)
             elif mishap is not Mishap.LOSE_REQUEST:
                 answer = await self._ask(request)
+                if mishap is Mishap.HOLD_ANSWER:
+                    await self._hold()
                 writer.write(self.page if mishap is Mishap.REPLACED_ANSWER else _delivered(answer, mishap))
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
+
+    async def _hold(self) -> None:
+        self.reached.set()
+        while not self._let_go.is_set():
+            await asyncio.sleep(0.01)
 
     async def _ask(self, request: bytes) -> bytes:
         reader, writer = await asyncio.open_connection(*self._target)

@@ -31,6 +31,7 @@ LOGIN_MENDS = {
     "password authentication failed": "Correct the user or the password in DATABASE_URL.",
     "no password supplied": "Put the password into DATABASE_URL.",
     '" does not exist': "Create it, or correct DATABASE_URL.",
+    "unsupported startup parameter": "A pooler stands before it; how it has to be set is in docs/getting-started.md.",
 }
 """What a refused login says, and what to do; a refusal while connecting carries no SQLSTATE to go by."""
 
@@ -59,6 +60,8 @@ def connect(database_url: str) -> Iterator[Connection[tuple[Any, ...]]]:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             options=f"-csearch_path={SCHEMA},public -cTimeZone=UTC",
             application_name="billing-pipeline",
+            # A pooler in transaction mode gives the next transaction another session, without what was prepared here.
+            prepare_threshold=None,
         )
     except psycopg.OperationalError as exc:
         if mend := next((mend for words, mend in LOGIN_MENDS.items() if words in str(exc)), None):
@@ -72,6 +75,11 @@ def connect(database_url: str) -> Iterator[Connection[tuple[Any, ...]]]:
     try:
         with connection:
             yield connection
+    except psycopg.errors.ReadOnlySqlTransaction as exc:
+        raise DatabaseUnavailable(
+            f"PostgreSQL at {describe(database_url)} takes no writes: it is a standby, or set to read-only. "
+            "Point DATABASE_URL at the primary, or let it write again; then run the command again."
+        ) from exc
     except psycopg.OperationalError as exc:
         raise DatabaseUnavailable(
             f"PostgreSQL failed during the work, at {describe(database_url)}: {first_line(exc)}. "

@@ -15,11 +15,11 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from billing_pipeline.database import connection as database_connection
+from billing_pipeline.database.schema_version import missing_revisions
 from billing_pipeline.database.tables import SCHEMA, source_metadata
 from billing_pipeline.errors import UserError
 
@@ -64,18 +64,8 @@ def create_default_source(connection: Connection) -> None:
 
 
 def _pending(connection: Connection) -> list[str]:
-    scripts = ScriptDirectory.from_config(_config(connection))
     context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
-    current = context.get_current_revision()
-    known = [script.revision for script in scripts.walk_revisions()][::-1]
-    if current is None:
-        return known
-    if current not in known:
-        raise UserError(
-            f"The database is at schema {current}, which this version does not know (it ends at {known[-1]}). "
-            "Install the version that made it, or a newer one."
-        )
-    return known[known.index(current) + 1 :]
+    return missing_revisions(context.get_current_revision())
 
 
 def _create_schema(connection: Connection) -> None:

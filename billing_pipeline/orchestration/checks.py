@@ -9,11 +9,17 @@ import dagster as dg
 
 from billing_pipeline.orchestration.metadata import difference_text, expiring_table, violation_table
 from billing_pipeline.orchestration.resources import BillingResource
-from billing_pipeline.orchestration.usage_assets import billable_events, meter_event_confirmations, usage_reconciliation
+from billing_pipeline.orchestration.usage_assets import (
+    billable_events,
+    meter_event_confirmations,
+    meter_events,
+    usage_reconciliation,
+)
 from billing_pipeline.reconciliation.expiry import usage_about_to_expire
 from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.usage.contract import ContractReport, Fault, latest_report, rows_in_quarantine
+from billing_pipeline.usage.gate import durability_faults
 
 
 @dg.asset_check(asset=billable_events, blocking=True)
@@ -71,6 +77,16 @@ def source_ledger_and_stripe_agree(billing: BillingResource) -> dg.AssetCheckRes
     )
 
 
+@dg.asset_check(asset=meter_events)
+def database_keeps_what_it_commits(billing: BillingResource) -> dg.AssetCheckResult:
+    """The database server is set to survive a crash with every attempt; in live mode the gate insists on it."""
+    with billing.usage_flow() as flow:
+        faults = durability_faults(flow.connection)
+    return dg.AssetCheckResult(
+        passed=not faults, severity=dg.AssetCheckSeverity.WARN, description="; ".join(faults) or None
+    )
+
+
 @dg.asset_check(asset=meter_event_confirmations)
 def ledger_invariants_hold(billing: BillingResource) -> dg.AssetCheckResult:
     """Every invariant of the ledger returns no row; an offender means that money may be lost or doubled."""
@@ -107,6 +123,7 @@ USAGE_CHECKS = [
     lookback_has_events,
     rows_pass_the_contract,
     organizations_are_mapped,
+    database_keeps_what_it_commits,
     ledger_invariants_hold,
     source_ledger_and_stripe_agree,
     usage_is_sent_in_time,

@@ -14,18 +14,16 @@ from enum import StrEnum
 from typing import Any
 
 from psycopg import Connection, IsolationLevel
-from psycopg.errors import DeadlockDetected, SerializationFailure
 from psycopg.sql import Literal
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
-from billing_pipeline.errors import DatabaseUnavailable
 from billing_pipeline.usage.contract import CONTRACT_VERSION
 from billing_pipeline.usage.meter_versions import keep_meter_versions
 
 FULL_EVERY = timedelta(hours=24)
-TRIES_MAX = 5
 
 
 class Scope(StrEnum):
@@ -63,13 +61,11 @@ def aggregate(
     `overlap` reaches back behind the last cutoff for transactions that commit late.
     Raises `DatabaseUnavailable` when concurrent writers keep it from finishing.
     """
-    for _ in range(TRIES_MAX):
-        try:
-            return _aggregate_once(connection, source, catalogue, start_at, overlap, clock, scope)
-        except (SerializationFailure, DeadlockDetected):
-            continue
-    raise DatabaseUnavailable(
-        f"Aggregation met concurrent changes {TRIES_MAX} times in a row; nothing was changed. Run it again."
+    return in_transaction(
+        connection,
+        lambda: _aggregate_once(connection, source, catalogue, start_at, overlap, clock, scope),
+        name="Aggregation",
+        isolation=IsolationLevel.REPEATABLE_READ,
     )
 
 
@@ -94,24 +90,19 @@ def _aggregate_once(
     clock: Callable[[], datetime],
     scope: Scope | None,
 ) -> AggregationReport:
-    connection.isolation_level = IsolationLevel.REPEATABLE_READ
-    try:
-        with connection.transaction():
-            # Before anything is read: the snapshot begins behind the lock, and the cutoff behind the snapshot.
-            queries.execute(connection, "lock_aggregations")
-            queries.execute(connection, "use_working_memory")
-            cutoff_at = clock()
-            scope = scope or next_scope(connection, cutoff_at)
-            meters_changed = keep_meter_versions(connection, catalogue, start_at=start_at, now=cutoff_at)
-            first_hour_at = _count(connection, source, scope, recorded_since(connection, overlap), cutoff_at)
-            changed, carried = _merge(connection, first_hour_at, cutoff_at)
-            computed = queries.fetch_dicts(
-                connection,
-                "record_aggregation",
-                {"scope": scope, "cutoff_at": cutoff_at, "windows_changed": changed, "now": cutoff_at},
-            )[0]["windows_computed"]
-    finally:
-        connection.isolation_level = None
+    # Before anything is read: the snapshot begins behind the lock, and the cutoff behind the snapshot.
+    queries.execute(connection, "lock_aggregations")
+    queries.execute(connection, "use_working_memory")
+    cutoff_at = clock()
+    scope = scope or next_scope(connection, cutoff_at)
+    meters_changed = keep_meter_versions(connection, catalogue, start_at=start_at, now=cutoff_at)
+    first_hour_at = _count(connection, source, scope, recorded_since(connection, overlap), cutoff_at)
+    changed, carried = _merge(connection, first_hour_at, cutoff_at)
+    computed = queries.fetch_dicts(
+        connection,
+        "record_aggregation",
+        {"scope": scope, "cutoff_at": cutoff_at, "windows_changed": changed, "now": cutoff_at},
+    )[0]["windows_computed"]
     return AggregationReport(scope, cutoff_at, computed, changed, carried, meters_changed)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from psycopg import Connection
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.entries import DuplicateWithoutAttempt, EntryState, Outcome, retry_delay, state_after
 from billing_pipeline.domain.protocol import ProtocolTimes
 from billing_pipeline.stripe_api.meter_events import Answer
@@ -51,7 +52,6 @@ def claim(
     """Claim up to `limit` due entries, those with the earliest deadline first; an empty claim when none is due."""
     # Read before the claim is made, so that the worker's own clock never gives more time than the ledger's.
     send_before = boot_nanoseconds() + times.send_within // _MICROSECOND * 1_000
-    queries.execute(connection, "wake_entries", {"now": now})
     params = {
         "channel": channel,
         "now": now,
@@ -62,7 +62,12 @@ def claim(
         "lock_key": lease.lock_key,
         "lease_fence": lease.fence,
     }
-    entries = queries.fetch(connection, "claim_due_entries", ClaimedEntry, params)
+
+    def wake_and_claim() -> list[ClaimedEntry]:
+        queries.execute(connection, "wake_entries", {"now": now})
+        return queries.fetch(connection, "claim_due_entries", ClaimedEntry, params)
+
+    entries = in_transaction(connection, wake_and_claim, name="The claim")
     return Claim(entries, now + times.entry_lease, send_before)
 
 
@@ -96,18 +101,21 @@ def record(
             foreign.append(entry.identifier)
         verdict = (state, answer.outcome, answer.http_status, answer.error_code, answer.error_message)
         alike[verdict].append((entry, answer.request_id))
+        counts[answer.outcome] += 1
         if state in _OPEN:
             still_open.append(entry)
         elif state is EntryState.ACCEPTED:
             counts["units_accepted"] += entry.value
-    with connection.transaction():
+
+    def write() -> None:
         for verdict, entries in alike.items():
-            counts[verdict[1]] += len(entries)
             _write_outcome(connection, verdict, entries, now)
         if still_open:
             _put_back(connection, still_open, times, now)
         if foreign:
             freeze(connection, f"Stripe already holds {foreign[0]}, which this ledger never sent", now=now)
+
+    in_transaction(connection, write, name="The record")
     return Recorded(counts, tuple(foreign))
 
 

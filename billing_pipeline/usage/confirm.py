@@ -12,11 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from psycopg import Connection
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.entries import EntryState, Verdict, judge_evidence
 from billing_pipeline.domain.protocol import ProtocolTimes
 from billing_pipeline.domain.windows import DAY, HOUR, day_of, hour_of
@@ -120,7 +122,7 @@ def confirm(
             # One customer's or meter's trouble must not keep the others from being proved.
             refusals.append(exc)
             continue
-        _store(connection, lane, judged, clock())
+        in_transaction(connection, partial(_store, connection, lane, judged, clock()), name="The confirmation")
         report = _add(report, judged)
     lanes_read_again = 0
     for lane in settled_lanes:

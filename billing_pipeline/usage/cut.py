@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from psycopg import Connection
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.cuts import Cut, Wait, decide_cut
 from billing_pipeline.domain.entries import HoldReason
 from billing_pipeline.domain.identifiers import entry_identifier
@@ -71,22 +73,40 @@ def cut(
     report = CutReport()
     after: tuple[datetime, int] = (_BEGINNING, 0)
     while True:
-        with connection.transaction():
-            due = queries.fetch_dicts(
-                connection,
-                "lock_windows_due_for_cut",
-                {
-                    "now": now,
-                    "closed_before": now - grace,
-                    "after_ends_at": after[0],
-                    "after_window_id": after[1],
-                    "limit": BATCH_SIZE,
-                },
-            )
-            if not due:
-                return report
-            after = (due[-1]["ends_at"], due[-1]["window_id"])
-            report = _cut_batch(connection, [row["window_id"] for row in due], identity, past_max, now, report)
+        # Partial and not a closure: a try that is broken off must leave the report as it was.
+        batch = in_transaction(
+            connection, partial(_cut_next, connection, identity, grace, past_max, now, after, report), name="The cut"
+        )
+        if batch is None:
+            return report
+        after, report = batch
+
+
+def _cut_next(
+    connection: Connection[Any],
+    identity: Identity,
+    grace: timedelta,
+    past_max: timedelta,
+    now: datetime,
+    after: tuple[datetime, int],
+    report: CutReport,
+) -> tuple[tuple[datetime, int], CutReport] | None:
+    """The last window's place in the order and the report so far; None when no window is due after `after`."""
+    due = queries.fetch_dicts(
+        connection,
+        "lock_windows_due_for_cut",
+        {
+            "now": now,
+            "closed_before": now - grace,
+            "after_ends_at": after[0],
+            "after_window_id": after[1],
+            "limit": BATCH_SIZE,
+        },
+    )
+    if not due:
+        return None
+    last = (due[-1]["ends_at"], due[-1]["window_id"])
+    return last, _cut_batch(connection, [row["window_id"] for row in due], identity, past_max, now, report)
 
 
 def _cut_batch(

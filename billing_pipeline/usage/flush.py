@@ -17,6 +17,7 @@ from psycopg import Connection
 
 from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.database.connection import connect
+from billing_pipeline.database.schema_version import require_current_schema
 from billing_pipeline.settings import Level, Settings
 from billing_pipeline.stripe_api.catalogue import StripeMeter, canary_customer, read_meters, require_meters
 from billing_pipeline.stripe_api.client import StripeClient, make_client, read_account
@@ -203,6 +204,8 @@ class UsageFlow:
         )
         gate.require_open(self.connection, identity, self.mark, now=now)
         gate.require_clock(now, account.stripe_time)
+        if self.settings.livemode:
+            gate.require_durable(self.connection)
         if contract and self.settings.stripe_billing_validate_contract_before_flush:
             require_contract(
                 self.connection,
@@ -232,8 +235,12 @@ class UsageFlow:
 
 @contextmanager
 def open_flow(settings: Settings, database_url: str, *, holder: str) -> Iterator[UsageFlow]:
-    """A flow over a connection of its own; `holder` names who flushes, in the lease."""
+    """A flow over a connection of its own; `holder` names who flushes, in the lease.
+
+    Raises `UserError` for a database with another version's schema.
+    """
     with connect(database_url) as connection:
+        require_current_schema(connection)
         yield UsageFlow(connection, database_url, settings, holder=holder)
 
 

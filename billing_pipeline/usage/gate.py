@@ -12,13 +12,13 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
-from psycopg.errors import InsufficientPrivilege, UndefinedFunction
+from psycopg.errors import FeatureNotSupported, InsufficientPrivilege, UndefinedFunction
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
 from billing_pipeline.domain.protocol import CLOCK_ERROR
 from billing_pipeline.errors import GateClosed, IdentityMismatch, LedgerFrozen
-from billing_pipeline.usage.mark import HighWaterMark
+from billing_pipeline.usage.mark import HighWaterMark, Mark
 
 PIPELINE = "billing-pipeline"
 """The actor of what no person did."""
@@ -67,7 +67,7 @@ def read_identity(connection: Connection[Any]) -> Identity:
 
 
 def require_open(connection: Connection[Any], identity: Identity, mark: HighWaterMark, *, now: datetime) -> None:
-    """Raises `LedgerFrozen` when the ledger is frozen, or when a detector freezes it now."""
+    """Raises `LedgerFrozen` when the ledger is frozen, or when a detector freezes it now; begins the mark at 0."""
     reason = identity.frozen_reason
     if reason is None and (reason := _lost_attempts(connection, identity, mark)) is not None:
         freeze(connection, reason, now=now)
@@ -77,6 +77,8 @@ def require_open(connection: Connection[Any], identity: Identity, mark: HighWate
             f"The ledger is frozen since {since}: {reason}. Nothing was sent. "
             "Find out why, then run `billing-pipeline ledger adopt` and have a second person release it."
         )
+    # There before the first claim: a crash between that and its mark must not look like a mark that was lost.
+    mark.raise_to(Mark(str(identity.ledger_id), 0))
 
 
 def require_clock(now: datetime, stripe_time: datetime | None) -> None:
@@ -85,6 +87,24 @@ def require_clock(now: datetime, stripe_time: datetime | None) -> None:
         raise GateClosed(
             f"The database's clock says {now:%Y-%m-%d %H:%M:%S} UTC, Stripe's {stripe_time:%Y-%m-%d %H:%M:%S}. "
             "Nothing is sent while they are more than a minute apart; mend the database server's time."
+        )
+
+
+def durability_faults(connection: Connection[Any]) -> list[str]:
+    """The settings with which this database may forget what it committed; empty when it keeps everything.
+
+    `full_page_writes` is named too, although a storage that writes whole pages, such as ZFS, does without it.
+    """
+    settings = {row["name"]: row["setting"] for row in queries.fetch_dicts(connection, "durability_settings")}
+    return [f"{name} is off" for name, setting in settings.items() if setting == "off"]
+
+
+def require_durable(connection: Connection[Any]) -> None:
+    """Raises `GateClosed` when a crash of the database server would take committed attempts with it."""
+    if faults := [fault for fault in durability_faults(connection) if not fault.startswith("full_page_writes")]:
+        raise GateClosed(
+            f"The database may forget what it commits: {' and '.join(faults)}. Nothing is sent in live mode from such "
+            "a database; turn it on in its configuration."
         )
 
 
@@ -140,7 +160,7 @@ def _this_database(connection: Connection[Any]) -> tuple[str | None, str | None]
     try:
         with connection.transaction():
             row = queries.fetch_dicts(connection, "database_identity")[0]
-    except (InsufficientPrivilege, UndefinedFunction):
+    except (FeatureNotSupported, InsufficientPrivilege, UndefinedFunction):
         return None, None
     return row["system_id"], row["timeline"]
 

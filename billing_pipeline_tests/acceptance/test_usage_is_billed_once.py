@@ -16,6 +16,7 @@ from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.settings import Settings
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.flush import flush
+from billing_pipeline.usage.gate import durability_faults
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 
@@ -171,6 +172,7 @@ def test_the_dagster_job_bills_and_reconciles(flow, bill, simulator, settings, m
         "lookback_has_events": True,
         "rows_pass_the_contract": True,
         "organizations_are_mapped": True,
+        "database_keeps_what_it_commits": not durability_faults(flow.connection),
         "ledger_invariants_hold": True,
         "source_ledger_and_stripe_agree": True,
         "usage_is_sent_in_time": True,

@@ -114,7 +114,7 @@ def test_an_existing_source_is_left_as_it_is(empty_database_url):
     assert [column.name for column in columns] == ["event_id"]
 
 
-def test_a_failing_migration_leaves_nothing_behind(empty_database_url):
+def test_c17_a_failing_migration_leaves_nothing_behind(empty_database_url):
     with connect(empty_database_url) as connection:
         connection.execute(f"CREATE SCHEMA {SCHEMA}")
         connection.execute(f"CREATE TABLE {SCHEMA}.evidence (in_the_way text)")

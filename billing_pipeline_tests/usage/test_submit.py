@@ -102,11 +102,13 @@ def test_the_attempt_is_committed_and_the_mark_raised_before_the_request_leaves(
 
 
 def test_nothing_is_sent_when_the_mark_cannot_be_raised(flow, entry, simulator):
-    folder = flow.settings.billing_state_dir
-    (folder / "high_water_mark.lock").mkdir()
+    past_the_gate = context(flow)
+    lock = flow.settings.billing_state_dir / "high_water_mark.lock"
+    lock.unlink()
+    lock.mkdir()
 
-    with pytest.raises(Exception, match="Nothing is sent without it"):
-        send(flow)
+    with pytest.raises(Unavailable, match="Nothing is sent without it"):
+        submit(flow.connection, V1MeterSink(flow.settings), past_the_gate, clock=flow.clock)
 
     assert (state(flow), attempts(flow)) == ("pending", ["not_executed"])
     assert counted_by_stripe(simulator) == {}

@@ -9,9 +9,15 @@ VALUES (gen_random_uuid(), %(stripe_account)s, %(livemode)s, %(system_id)s, %(ti
     ON CONFLICT (singleton) DO NOTHING;
 
 -- name: database_identity
--- Superusers and pg_monitor may ask; a managed server may refuse.
-SELECT system_identifier::text AS system_id, timeline_id::text AS timeline
+-- Superusers and pg_monitor may ask; a managed server may refuse.  The timeline is the one written to: pg_control has
+-- the last checkpoint's, and after a promotion that is the old one for as long as the next checkpoint takes.
+SELECT system_identifier::text AS system_id,
+       CASE WHEN pg_is_in_recovery() THEN timeline_id
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END::text AS timeline
   FROM pg_control_system(), pg_control_checkpoint();
+
+-- name: durability_settings
+SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name;
 
 -- name: latest_attempt
 SELECT coalesce(max(attempt_id), 0) AS attempt_id FROM attempts;
@@ -28,3 +34,7 @@ VALUES (%(action)s, %(actor)s, %(reason)s, %(details)s, %(now)s);
 
 -- name: database_clock
 SELECT clock_timestamp() AS now;
+
+-- name: schema_version
+-- Alembic's own table.
+SELECT version_num FROM billing_pipeline.alembic_version;

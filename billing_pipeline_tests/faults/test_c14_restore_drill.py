@@ -1,93 +1,27 @@
-"""The restore drill: a database brought back from a snapshot sends nothing twice and loses nothing.
+"""C14, the restore drill: a database brought back from a snapshot sends nothing twice and loses nothing.
 
 Flush, snapshot the server's files, flush more, put the snapshot back, start again.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
-from billing_pipeline.database import embedded
-from billing_pipeline.database.connection import connect
-from billing_pipeline.database.migrate import migrate
 from billing_pipeline.domain.adoption import Step
 from billing_pipeline.errors import GateClosed, LedgerFrozen
-from billing_pipeline.settings import load_settings
-from billing_pipeline.stripe_api.catalogue import set_up_catalogue
-from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.usage.adopt import adopt, release, require_settled
 from billing_pipeline.usage.aggregate import Scope
-from billing_pipeline.usage.flush import UsageFlow, flush
-from billing_pipeline_tests.builders import billable_event, copy_events, insert_events, map_customer
+from billing_pipeline.usage.flush import flush
+from billing_pipeline_tests.builders import billable_event, copy_events, insert_events
 from billing_pipeline_tests.fix_flow import counted_by_stripe
-from billing_pipeline_tests.fix_simulator import SimulatorClock, make_core, running_simulator
 
 THIS_HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 HOUR = timedelta(hours=1)
 ORGANIZATIONS = ("acme", "globex")
-
-
-class Drill:
-    """A ledger on a server of its own, a Stripe beside it, and one clock for both."""
-
-    def __init__(self, state_dir, simulator, time):
-        self.state_dir, self.simulator, self.time = state_dir, simulator, time
-        self.shift = timedelta(0)
-        self.start()
-
-    def start(self):
-        self.url = embedded.ensure_running(self.state_dir).url()
-        migrate(self.url, create_source=True)
-        self.settings = load_settings(
-            database_url=self.url,
-            billing_state_dir=self.state_dir,
-            enable_billing=True,
-            billing_mode="live",
-            stripe_secret_key=self.simulator.key,
-            stripe_api_base=self.simulator.url,
-        )
-        self._context = connect(self.url)
-        self.connection = self._context.__enter__()
-        self.flow = UsageFlow(self.connection, self.url, self.settings, holder="drill")
-        clock = self.flow.clock
-        self.flow.clock = lambda: clock() + self.shift
-
-    def stop(self):
-        self._context.__exit__(None, None, None)
-        embedded.stop(self.state_dir)
-
-    def pass_time(self, duration):
-        self.shift += duration
-        self.time.advance(seconds=duration.total_seconds())
-
-    def snapshot(self, folder):
-        self.stop()
-        subprocess.run(["cp", "-a", self.state_dir / "postgres", folder], check=True)
-        self.start()
-
-    def restore(self, folder):
-        self.stop()
-        shutil.rmtree(self.state_dir / "postgres")
-        subprocess.run(["cp", "-a", folder, self.state_dir / "postgres"], check=True)
-        self.start()
-
-    def calls(self):
-        return len(self.simulator.journal("meter_event"))
-
-
-@pytest.fixture
-def drill(tmp_path):
-    time = SimulatorClock()
-    with running_simulator(make_core(time)) as simulator:
-        drill = Drill(tmp_path / "state", simulator, time)
-        yield drill
-        drill.stop()
 
 
 def usage(numbers, *, hours_ago, tag):
@@ -106,11 +40,8 @@ def usage(numbers, *, hours_ago, tag):
 
 
 @pytest.mark.slow
-def test_a_restored_ledger_is_noticed_before_the_first_send_and_recovers_to_the_truth(drill, tmp_path):
-    set_up_catalogue(drill.flow.stripe, drill.settings, drill.flow.catalogue)
-    customers = create_customers(drill.flow.stripe, drill.settings, ORGANIZATIONS)
-    for organization_id, customer in customers.items():
-        map_customer(drill.connection, organization_id, customer)
+def test_c14_a_restored_ledger_is_noticed_before_the_first_send_and_recovers_to_the_truth(drill, tmp_path):
+    customers = drill.set_up(*ORGANIZATIONS)
     before = usage(range(3), hours_ago=(2, 3, 4), tag="before")
     insert_events(drill.connection, *before)
     flush(drill.flow)

@@ -1,0 +1,66 @@
+"""Runs one whole transaction again when PostgreSQL breaks it off for the sake of another.
+
+A deadlock (40P01) or a serialization failure (40001) undoes everything since BEGIN, so the retry begins there too and
+the work reads everything anew.  Used by every stage that writes: aggregate, cut, record, confirm.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from psycopg import Connection, IsolationLevel
+from psycopg.errors import DeadlockDetected, SerializationFailure
+from psycopg.pq import TransactionStatus
+
+from billing_pipeline.errors import DatabaseUnavailable
+
+Result = TypeVar("Result")
+
+TRIES_MAX = 5
+PAUSE_SECONDS_MAX = 1.0
+"""Longest pause between tries; the first is at most an eighth of it."""
+
+
+def in_transaction(
+    connection: Connection[Any],
+    work: Callable[[], Result],
+    *,
+    name: str,
+    isolation: IsolationLevel | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """What `work` returns, committed; `name` says in the error what could not be done.
+
+    `work` runs up to five times, so it must do nothing that a rollback does not undo.  With `isolation`, the
+    transaction has that level instead of the server's.
+    Raises `DatabaseUnavailable` when other writers break off every try, and `RuntimeError` inside a transaction,
+    where beginning again is not possible.
+    """
+    # A connection that was lost has no status, and says so itself.
+    if connection.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+        raise RuntimeError(f"{name} is a transaction of its own and cannot run inside another one")
+    for number in range(TRIES_MAX):
+        if number:
+            # At random, so that two that met do not meet again in step.
+            sleep(random.uniform(0, PAUSE_SECONDS_MAX * 2.0 ** (number - TRIES_MAX + 1)))
+        try:
+            return _once(connection, work, isolation)
+        except (SerializationFailure, DeadlockDetected):
+            continue
+    raise DatabaseUnavailable(
+        f"{name} met concurrent changes {TRIES_MAX} times in a row; nothing was changed. Run it again."
+    )
+
+
+def _once(connection: Connection[Any], work: Callable[[], Result], isolation: IsolationLevel | None) -> Result:
+    usual = connection.isolation_level
+    connection.isolation_level = isolation or usual
+    try:
+        with connection.transaction():
+            return work()
+    finally:
+        if not connection.closed:
+            connection.isolation_level = usual
