@@ -142,6 +142,10 @@ def deadlocks(world):
 
 
 def test_c06_a_connection_that_was_lost_is_told_as_that(database_url):
-    with pytest.raises(DatabaseUnavailable, match="PostgreSQL failed during the work"), connect(database_url) as lost:
-        lost.close()
-        in_transaction(lost, lambda: None, name="The test")
+    def work_on_a_lost_connection():
+        with connect(database_url) as lost:
+            lost.close()
+            in_transaction(lost, lambda: None, name="The test")
+
+    with pytest.raises(DatabaseUnavailable, match="PostgreSQL failed during the work"):
+        work_on_a_lost_connection()
