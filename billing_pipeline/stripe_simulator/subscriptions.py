@@ -17,6 +17,7 @@ from billing_pipeline.stripe_simulator.parameters import (
     checked,
     group,
     integer,
+    interval,
     one_of,
     sequence,
     string_map,
@@ -26,6 +27,8 @@ from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.wire import Body, forbidden, invalid, no_such
 
 _MONTHS = {"month": 1, "year": 12}
+_ITEMS_SHOWN_MAX = 10
+"""Of the list inside a subscription; the rest is paged at /v1/subscription_items."""
 _ITEM = group({"price": text()}, {"quantity": integer(0), "metadata": string_map})
 
 
@@ -145,6 +148,14 @@ def subscriptions_of(state: State, customer: str | None) -> Iterator[Body]:
     return (body for body in state.newest_first("subscription") if customer in (None, body["customer"]))
 
 
+def shown(subscription: Body, epoch: int) -> Body:
+    """The subscription as an answer holds it: of a long list of items only the first page."""
+    whole = with_periods(subscription, epoch)
+    items = whole["items"]["data"]
+    paged = {"data": items[:_ITEMS_SHOWN_MAX], "has_more": len(items) > _ITEMS_SHOWN_MAX}
+    return {**whole, "items": {**whole["items"], **paged}}
+
+
 def canceled(subscription: Body, epoch: int) -> Body:
     """The subscription as it is once canceled at `epoch`."""
     return with_periods({**subscription, "status": "canceled", "canceled_at": epoch, "ended_at": epoch}, epoch)
@@ -156,21 +167,58 @@ def retrieve_subscription(state: State, call: Call) -> Body:
     subscription = state.find("subscription", call.target)
     if subscription is None:
         raise no_such("subscription", call.target)
-    return with_periods(subscription, call.epoch)
+    return shown(subscription, call.epoch)
 
 
 def list_subscriptions(state: State, call: Call) -> Body:
     """GET /v1/subscriptions; canceled ones only when asked for, as Stripe does"""
-    optional = {**PAGING, "customer": text(), "price": text(), "status": one_of("active", "canceled", "all")}
+    optional = {
+        **PAGING,
+        "current_period_end": interval,
+        "customer": text(),
+        "price": text(),
+        "status": one_of("active", "canceled", "all"),
+    }
     given = checked(call.params, optional=optional)
-    status = given.get("status", "active")
+    status, ends = given.get("status", "active"), given.get("current_period_end")
     subscriptions = (
-        with_periods(body, call.epoch)
+        shown(body, call.epoch)
         for body in subscriptions_of(state, given.get("customer"))
         if status in ("all", body["status"])
         and ("price" not in given or any(i["price"]["id"] == given["price"] for i in body["items"]["data"]))
+        and (ends is None or ends(_first_period_end(body, call.epoch)))
     )
     return page(subscriptions, given, url="/v1/subscriptions", what="subscription")
+
+
+def _first_period_end(subscription: Body, epoch: int) -> int:
+    # Stripe: "subscriptions whose minimum item current_period_end falls within the given date interval".
+    return min(item["current_period_end"] for item in with_periods(subscription, epoch)["items"]["data"])
+
+
+def list_subscription_items(state: State, call: Call) -> Body:
+    """GET /v1/subscription_items"""
+    given = checked(call.params, {"subscription": text()}, PAGING)
+    subscription = state.find("subscription", given["subscription"])
+    if subscription is None:
+        raise no_such("subscription", given["subscription"], param="subscription")
+    items = with_periods(subscription, call.epoch)["items"]["data"]
+    return page(items, given, url="/v1/subscription_items", what="subscription item")
+
+
+def update_subscription(state: State, call: Call) -> Write:
+    """POST /v1/subscriptions/{id}; an anchor set to now ends the current period and begins the next"""
+    given = checked(
+        call.params,
+        optional={"billing_cycle_anchor": one_of("now", "unchanged"), "metadata": string_map},
+    )
+    subscription = state.find("subscription", call.target)
+    if subscription is None or subscription["status"] == "canceled":
+        raise no_such("subscription", call.target)
+    changed = {**subscription, "metadata": {**subscription["metadata"], **given.get("metadata", {})}}
+    if given.get("billing_cycle_anchor") == "now":
+        changed["billing_cycle_anchor"] = call.epoch
+    return Write((updated("subscription", with_periods(changed, call.epoch)),))
 
 
 def cancel_subscription(state: State, call: Call) -> Write:
