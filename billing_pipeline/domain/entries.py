@@ -116,7 +116,8 @@ def decide_cut(
     """The entry that brings what is stated to the target; a reason when it cannot be; None when nothing is owed.
 
     `stated` is the sum of the window's entries that are neither rejected nor replaced.
-    `last_slot_at` is the latest minute that any entry of the customer and meter owns inside the window.
+    [starts_at, ends_at) is where the entry's minute may be: the window, or what is beside it in its billing period.
+    `last_slot_at` is the latest minute that any entry of the customer and meter owns in there.
     `past_max` is how old a Stripe timestamp may be.
     """
     value = target - stated

@@ -1,7 +1,8 @@
 """Stage 3: turn the difference between a closed window's target and what was stated into a ledger entry.
 
 The window's row lock serializes cutters; at most one entry of a window is open, so the next delta waits until the
-outcome of the last is known.  Nothing is sent here.
+outcome of the last is known.  An entry's minute lies in its window's billing period, and what a period was told before
+its edge was known is taken back inside that period.  Nothing is sent here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ class CutReport:
 
 @dataclass(frozen=True, slots=True)
 class WindowFacts:
-    """A locked window and what its entries have stated so far."""
+    """A locked window, and what its entries have stated so far on one side of the billing-period edges near it.
+
+    `target` and `stated` are those of the side to state next; `sides_due` is how many differ.
+    The spans are where the entry's minute may be, the best first; each may be empty.
+    """
 
     window_id: int
     organization_id: str
@@ -48,7 +53,12 @@ class WindowFacts:
     stated: Decimal
     next_sequence: int
     open_or_held: bool
-    last_slot_at: datetime | None
+    sides_due: int
+    must_be_counted_again: bool
+    would_be_billed_twice: bool
+    span_starts: list[datetime]
+    span_ends: list[datetime]
+    last_slots: list[datetime | None]
 
 
 def cut(
@@ -93,34 +103,25 @@ def _cut_batch(
         connection,
         "facts_for_cut",
         WindowFacts,
-        {"window_ids": window_ids},
+        {"window_ids": window_ids, "now": now},
     )
     entries: list[tuple[WindowFacts, Cut]] = []
     held: list[tuple[int, HoldReason]] = []
     settled: list[int] = []
     taken: dict[tuple[str, str], list[datetime]] = defaultdict(list)
     for window in facts:
-        if window.open_or_held:
+        if window.open_or_held or window.would_be_billed_twice:
             continue
         # Two windows of one customer and hour may be in one batch; the minutes of the first are not in `facts`.
         lane = (window.stripe_customer_id, window.event_name)
-        used = [slot for slot in taken[lane] if window.starts_at <= slot < window.ends_at]
-        if window.last_slot_at is not None:
-            used.append(window.last_slot_at)
-        decision = decide_cut(
-            target=int(window.target),
-            stated=int(window.stated),
-            next_sequence=window.next_sequence,
-            last_slot_at=max(used, default=None),
-            starts_at=window.starts_at,
-            ends_at=window.ends_at,
-            now=now,
-            past_max=past_max,
-        )
+        decision = _decide(window, taken[lane], now, past_max)
+        if window.must_be_counted_again and isinstance(decision, Cut):
+            continue
         if isinstance(decision, HoldReason):
             held.append((window.window_id, decision))
             continue
-        settled.append(window.window_id)
+        if window.sides_due <= 1:
+            settled.append(window.window_id)
         if decision is not None:
             entries.append((window, decision))
             taken[lane].append(decision.slot_at)
@@ -136,6 +137,30 @@ def _cut_batch(
         units_taken_back=report.units_taken_back - sum(value for value in values if value < 0),
         windows_held=report.windows_held + len(held),
     )
+
+
+def _decide(
+    window: WindowFacts, taken: list[datetime], now: datetime, past_max: timedelta
+) -> Cut | HoldReason | None:
+    """The next entry, in the first span that has a minute left."""
+    decision: Cut | HoldReason | None = None
+    for start, end, last_slot_at in zip(window.span_starts, window.span_ends, window.last_slots, strict=True):
+        used = [slot for slot in taken if start <= slot < end]
+        if last_slot_at is not None:
+            used.append(last_slot_at)
+        decision = decide_cut(
+            target=int(window.target),
+            stated=int(window.stated),
+            next_sequence=window.next_sequence,
+            last_slot_at=max(used, default=None),
+            starts_at=start,
+            ends_at=end,
+            now=now,
+            past_max=past_max,
+        )
+        if decision is not HoldReason.NO_SLOT:
+            break
+    return decision
 
 
 def _insert(

@@ -12,24 +12,87 @@ SELECT window_id, ends_at
    FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: facts_for_cut
-SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.starts_at, w.ends_at, w.target,
-       coalesce(e.stated, 0) AS stated,
+-- Stripe bills by timestamp, so what is stated must be right in every billing period.  The edges near a window make
+-- sides: its target belongs to the side it lies in, and whatever it has stated on another one, before the edge was
+-- known, is taken back there.  A window that lies across an edge was counted before that; it is worth nothing on any
+-- side once it is counted again.  One side is stated at a time, taking back first.
+WITH due AS (
+    SELECT window_id, organization_id, stripe_customer_id, meter, event_name, starts_at, ends_at, target,
+           date_trunc('hour', starts_at, 'UTC') AS hour_at
+      FROM usage_windows
+     WHERE window_id = ANY (%(window_ids)s::bigint[])
+), side AS (
+    SELECT due.window_id, edge.begins_at,
+           lead(edge.begins_at, 1, 'infinity') OVER (PARTITION BY due.window_id ORDER BY edge.begins_at) AS until_at
+      FROM due
+     CROSS JOIN LATERAL (
+           SELECT timestamptz '-infinity' AS begins_at
+            UNION
+           SELECT e.edge_at
+             FROM period_edges e
+            WHERE e.stripe_customer_id = due.stripe_customer_id AND e.event_name = due.event_name
+              AND e.edge_at > due.hour_at - interval '1 hour' AND e.edge_at < due.hour_at + interval '2 hours') edge
+), stated AS (
+    SELECT due.*, side.begins_at, side.until_at, e.stated,
+           -- The part of the window on this side; empty where the window lies on another.
+           greatest(due.starts_at, side.begins_at) AS part_starts_at, least(due.ends_at, side.until_at) AS part_ends_at,
+           CASE WHEN side.begins_at <= due.starts_at AND side.until_at >= due.ends_at THEN due.target ELSE 0 END
+               AS side_target,
+           bool_and(side.begins_at > due.starts_at OR side.until_at < due.ends_at) OVER (PARTITION BY due.window_id)
+               AS lies_across_an_edge
+      FROM due
+      JOIN side USING (window_id)
+     CROSS JOIN LATERAL (
+           SELECT coalesce(sum(value), 0) AS stated
+             FROM ledger_entries
+            WHERE window_id = due.window_id AND state NOT IN ('rejected', 'replaced')
+              AND slot_at >= side.begins_at AND slot_at < side.until_at) e
+), next_side AS (
+    SELECT DISTINCT ON (window_id) *,
+           count(*) FILTER (WHERE side_target <> stated) OVER (PARTITION BY window_id) AS sides_due
+      FROM stated
+     ORDER BY window_id, side_target = stated, side_target - stated, begins_at
+)
+SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.starts_at, w.ends_at,
+       w.side_target AS target, w.stated, w.sides_due,
        coalesce(e.next_sequence, 0) AS next_sequence,
        coalesce(e.open_or_held, false) AS open_or_held,
-       slot.last_slot_at
-  FROM usage_windows w
+       w.lies_across_an_edge AND w.target <> 0 AS must_be_counted_again,
+       w.side_target > w.stated AND EXISTS (
+           -- What another window of the same time must take back first, and cannot yet, would be billed twice.
+           SELECT
+             FROM usage_windows other
+            CROSS JOIN LATERAL (
+                  SELECT coalesce(sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')), 0) AS stated,
+                         bool_or(state IN ('pending', 'ambiguous') OR (state = 'rejected' AND hold_reason IS NOT NULL))
+                             AS open_or_held
+                    FROM ledger_entries WHERE window_id = other.window_id) o
+            WHERE other.organization_id = w.organization_id AND other.stripe_customer_id = w.stripe_customer_id
+              AND other.meter = w.meter AND other.window_id <> w.window_id
+              AND other.starts_at >= w.hour_at AND other.starts_at < w.ends_at AND other.ends_at > w.starts_at
+              AND other.cut_due AND o.stated > other.target AND (other.hold_reason IS NOT NULL OR o.open_or_held)
+           ) AS would_be_billed_twice,
+       -- Where the entry's minute may be: in the window, or else before or after it on the same side.
+       ARRAY[w.part_starts_at, slots.start_at, greatest(w.part_ends_at, slots.start_at)] AS span_starts,
+       ARRAY[w.part_ends_at, least(w.part_starts_at, slots.end_at), slots.end_at] AS span_ends,
+       ARRAY[slots.last_inside, slots.last_before, slots.last_after] AS last_slots
+  FROM next_side w
   LEFT JOIN LATERAL (
-       SELECT sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')) AS stated,
-              max(sequence) + 1 AS next_sequence,
+       SELECT max(sequence) + 1 AS next_sequence,
               bool_or(state IN ('pending', 'ambiguous') OR (state = 'rejected' AND hold_reason IS NOT NULL))
                   AS open_or_held
          FROM ledger_entries WHERE window_id = w.window_id) e ON true
-  LEFT JOIN LATERAL (
-       SELECT max(slot_at) AS last_slot_at
-         FROM ledger_entries
-        WHERE stripe_customer_id = w.stripe_customer_id AND event_name = w.event_name
-          AND slot_at >= w.starts_at AND slot_at < w.ends_at) slot ON true
- WHERE w.window_id = ANY (%(window_ids)s::bigint[])
+ CROSS JOIN LATERAL (
+       SELECT near.start_at, near.end_at,
+              max(s.slot_at) FILTER (WHERE s.slot_at >= w.part_starts_at AND s.slot_at < w.part_ends_at) AS last_inside,
+              max(s.slot_at) FILTER (WHERE s.slot_at < w.part_starts_at) AS last_before,
+              max(s.slot_at) FILTER (WHERE s.slot_at >= w.part_ends_at) AS last_after
+         FROM (SELECT greatest(w.begins_at, w.hour_at - interval '1 hour') AS start_at,
+                      least(w.until_at, w.hour_at + interval '2 hours', %(now)s) AS end_at) near
+         LEFT JOIN ledger_entries s
+           ON s.stripe_customer_id = w.stripe_customer_id AND s.event_name = w.event_name
+          AND s.slot_at >= near.start_at AND s.slot_at < near.end_at
+        GROUP BY near.start_at, near.end_at) slots
  ORDER BY w.ends_at, w.window_id;
 
 -- name: insert_entries
