@@ -2,7 +2,7 @@
 
 Runs before aggregation, which splits hours at the edges known here.  Stripe's own period is the truth: the current one
 of each metered item is taken over, and those that were current before are kept, because old hours are counted again.
-Reads Stripe, writes `billing_periods` and `period_syncs`.
+Reads Stripe, writes `billing_periods` and `period_syncs`, and marks windows that an edge leaves something to take back.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def sync_periods(connection: Connection[Any], read: PeriodReader, *, clock: Call
         changed = sum(
             _apply(connection, shown[first : first + BATCH_SIZE], now) for first in range(0, len(shown), BATCH_SIZE)
         )
+        queries.execute(connection, "owe_across_new_edges", {"now": now})
         queries.execute(
             connection,
             "record_period_sync",

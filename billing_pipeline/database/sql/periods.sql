@@ -37,6 +37,19 @@ USING (SELECT s.*
       INSERT (stripe_customer_id, event_name, during, subscription_item_id, synced_at)
       VALUES (s.customer, s.event_name, tstzrange(s.starts_at, s.ends_at), s.item, %(now)s);
 
+-- name: owe_across_new_edges
+-- An entry whose window had no minute left may stand beside it, with the new edge between the two: the cutter must take
+-- it back there.  Windows that the edge cuts are found by aggregation.
+UPDATE usage_windows w
+   SET cut_due = true
+  FROM period_edges edge
+  JOIN ledger_entries e ON e.stripe_customer_id = edge.stripe_customer_id AND e.event_name = edge.event_name
+   AND e.slot_at >= date_trunc('hour', edge.edge_at, 'UTC') - interval '1 hour'
+   AND e.slot_at < date_trunc('hour', edge.edge_at, 'UTC') + interval '2 hours'
+   AND e.state NOT IN ('rejected', 'replaced')
+ WHERE edge.synced_at >= %(now)s
+   AND w.window_id = e.window_id AND (w.starts_at < edge.edge_at) <> (e.slot_at < edge.edge_at) AND NOT w.cut_due;
+
 -- name: record_period_sync
 INSERT INTO period_syncs (read_at, items_read, periods_changed, finished_at)
 VALUES (%(read_at)s, %(items_read)s, %(periods_changed)s, %(now)s);
