@@ -1,7 +1,7 @@
 """The schema as a whole: one table per noun of the glossary, with the invariants the database itself can hold.
 
-The tables are in `usage_tables.py` and `ledger_tables.py`; what SQLAlchemy cannot say (types, views, guards, the row contract)
-is in `schema/*.sql` and created with them.
+The tables are in `usage_tables.py` and `ledger_tables.py`; what SQLAlchemy cannot say (types, views, guards, the row
+contract) is in `schema/*.sql` and created with them.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def _bound(subscription: Mapping[str, Any], item: Mapping[str, Any], name: str) 
     epoch = item.get(name) or subscription.get(name)
     if epoch is None:
         raise StripeRefused(
-            f"Stripe's subscription {subscription['id']} has no {name} on its item {item['id']}, so its usage cannot be "
-            "put into a period. Nothing is counted. Look at the subscription in Stripe."
+            f"Stripe's subscription {subscription['id']} has no {name} on its item {item['id']}, so its usage cannot "
+            "be put into a period. Nothing is counted. Look at the subscription in Stripe."
         )
     return int(epoch)

@@ -1,16 +1,19 @@
-"""Subscriptions and their billing periods.
+"""Subscriptions and their items; the periods they are in are worked out in `billing_periods`.
 
-Since API version 2025-03-31 the period is stated on each item, not on the subscription.
-Periods are counted in months from the anchor and roll by themselves: they follow from the clock, not from a job.
+A canceled subscription keeps the period it ended in.
 """
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
+from billing_pipeline.stripe_simulator.billing_periods import (
+    first_period_end,
+    months_of,
+    shown,
+    with_periods,
+)
 from billing_pipeline.stripe_simulator.calls import Call, Write, created, updated
 from billing_pipeline.stripe_simulator.lists import PAGING, page
 from billing_pipeline.stripe_simulator.parameters import (
@@ -26,9 +29,6 @@ from billing_pipeline.stripe_simulator.parameters import (
 from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.wire import Body, forbidden, invalid, no_such
 
-_MONTHS = {"month": 1, "year": 12}
-_ITEMS_SHOWN_MAX = 10
-"""Of the list inside a subscription; the rest is paged at /v1/subscription_items."""
 _ITEM = group({"price": text()}, {"quantity": integer(0), "metadata": string_map})
 
 
@@ -39,10 +39,10 @@ def create_subscription(state: State, call: Call) -> Write:
     if state.live("customer", given["customer"]) is None:
         raise no_such("customer", given["customer"], param="customer")
     prices = [_price_of(state, item) for item in given["items"]]
-    if len({(p["currency"], _months(p)) for p in prices}) > 1:
+    if len({(p["currency"], months_of(p)) for p in prices}) > 1:
         raise invalid("All prices of a subscription must have the same currency and interval.", "items")
     anchor = given.get("billing_cycle_anchor", call.epoch)
-    _refuse_far_anchor(anchor, call.epoch, _months(prices[0]))
+    _refuse_far_anchor(anchor, call.epoch, months_of(prices[0]))
     id = state.new_id("subscription", "sub")
     subscription = {
         "id": id,
@@ -98,10 +98,6 @@ def _price_of(state: State, item: dict[str, Any]) -> Body:
     return price
 
 
-def _months(price: Body) -> int:
-    return _MONTHS[price["recurring"]["interval"]] * int(price["recurring"]["interval_count"])
-
-
 def _refuse_far_anchor(anchor: int, epoch: int, months: int) -> None:
     # Stripe's rule: a future moment, not later than the first natural renewal.
     if not epoch <= anchor <= add_months(epoch, months):
@@ -110,50 +106,9 @@ def _refuse_far_anchor(anchor: int, epoch: int, months: int) -> None:
         )
 
 
-def add_months(epoch: int, months: int) -> int:
-    """The same day and time of a later month, or that month's last day when it is shorter."""
-    start = datetime.fromtimestamp(epoch, UTC)
-    year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
-    day = min(start.day, calendar.monthrange(year, month + 1)[1])
-    return int(start.replace(year=year, month=month + 1, day=day).timestamp())
-
-
-def period_at(created: int, anchor: int, months: int, epoch: int) -> tuple[int, int]:
-    """The billing period [start, end) that holds `epoch`, in epoch seconds.
-
-    Counted from the anchor each time, so that a period anchored on the 31st returns to the 31st.
-    """
-    if epoch < anchor:
-        return created, anchor
-    begun, now = datetime.fromtimestamp(anchor, UTC), datetime.fromtimestamp(epoch, UTC)
-    count = ((now.year - begun.year) * 12 + now.month - begun.month) // months
-    if add_months(anchor, count * months) > epoch:
-        count -= 1
-    return add_months(anchor, count * months), add_months(anchor, (count + 1) * months)
-
-
-def with_periods(subscription: Body, epoch: int) -> Body:
-    """The subscription as Stripe shows it at `epoch`; a canceled one keeps the period it ended in."""
-    at = min(epoch, subscription["ended_at"] or epoch)
-    items = []
-    for item in subscription["items"]["data"]:
-        anchor, months = subscription["billing_cycle_anchor"], _months(item["price"])
-        start, end = period_at(subscription["created"], anchor, months, at)
-        items.append({**item, "current_period_start": start, "current_period_end": end})
-    return {**subscription, "items": {**subscription["items"], "data": items}}
-
-
 def subscriptions_of(state: State, customer: str | None) -> Iterator[Body]:
     """A customer's subscriptions, or everybody's, newest first."""
     return (body for body in state.newest_first("subscription") if customer in (None, body["customer"]))
-
-
-def shown(subscription: Body, epoch: int) -> Body:
-    """The subscription as an answer holds it: of a long list of items only the first page."""
-    whole = with_periods(subscription, epoch)
-    items = whole["items"]["data"]
-    paged = {"data": items[:_ITEMS_SHOWN_MAX], "has_more": len(items) > _ITEMS_SHOWN_MAX}
-    return {**whole, "items": {**whole["items"], **paged}}
 
 
 def canceled(subscription: Body, epoch: int) -> Body:
@@ -186,14 +141,9 @@ def list_subscriptions(state: State, call: Call) -> Body:
         for body in subscriptions_of(state, given.get("customer"))
         if status in ("all", body["status"])
         and ("price" not in given or any(i["price"]["id"] == given["price"] for i in body["items"]["data"]))
-        and (ends is None or ends(_first_period_end(body, call.epoch)))
+        and (ends is None or ends(first_period_end(body, call.epoch)))
     )
     return page(subscriptions, given, url="/v1/subscriptions", what="subscription")
-
-
-def _first_period_end(subscription: Body, epoch: int) -> int:
-    # Stripe: "subscriptions whose minimum item current_period_end falls within the given date interval".
-    return min(item["current_period_end"] for item in with_periods(subscription, epoch)["items"]["data"])
 
 
 def list_subscription_items(state: State, call: Call) -> Body:

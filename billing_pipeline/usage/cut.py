@@ -139,9 +139,7 @@ def _cut_batch(
     )
 
 
-def _decide(
-    window: WindowFacts, taken: list[datetime], now: datetime, past_max: timedelta
-) -> Cut | HoldReason | None:
+def _decide(window: WindowFacts, taken: list[datetime], now: datetime, past_max: timedelta) -> Cut | HoldReason | None:
     """The next entry, in the first span that has a minute left."""
     decision: Cut | HoldReason | None = None
     for start, end, last_slot_at in zip(window.span_starts, window.span_ends, window.last_slots, strict=True):

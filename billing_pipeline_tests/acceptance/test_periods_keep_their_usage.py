@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.reconciliation.reconcile import reconcile
-from billing_pipeline.stripe_simulator.subscriptions import add_months
+from billing_pipeline.stripe_simulator.billing_periods import add_months
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.flush import flush
 from billing_pipeline_tests.builders import billable_event, insert_events, map_customer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import stripe
 
-from billing_pipeline.stripe_simulator.subscriptions import add_months
+from billing_pipeline.stripe_simulator.billing_periods import add_months
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -164,7 +165,7 @@ def test_whatever_stripe_shows_the_latest_is_known_and_none_overlaps(sync, start
 
         known = sync.known()
         assert ("si_1", start, start + length) in known
-        assert all(before[2] <= after[1] for before, after in zip(known, known[1:], strict=False))
+        assert all(before[2] <= after[1] for before, after in pairwise(known))
 
 
 def test_the_sync_reads_what_stripe_shows(flow, bill, subscriptions):

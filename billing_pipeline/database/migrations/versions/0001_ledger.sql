@@ -118,7 +118,7 @@ COMMENT ON COLUMN billing_pipeline.usage_windows.stripe_customer_id IS 'null: un
 COMMENT ON COLUMN billing_pipeline.usage_windows.meter_version IS 'the definition that counted it; empty: adopted, not counted';
 COMMENT ON COLUMN billing_pipeline.usage_windows.event_name IS 'Stripe''s meter event name in this window''s hour';
 COMMENT ON COLUMN billing_pipeline.usage_windows.target IS 'what the source says now, in whole Stripe units';
-COMMENT ON COLUMN billing_pipeline.usage_windows.carried IS 'the part of target that makes up for fractions of its customer, meter and month';
+COMMENT ON COLUMN billing_pipeline.usage_windows.carried IS 'the part of target that makes up for fractions of its customer, meter, month and period';
 COMMENT ON COLUMN billing_pipeline.usage_windows.units IS 'quantity times unit scale, exact';
 COMMENT ON COLUMN billing_pipeline.usage_windows.quantity IS 'before the unit scale, exact';
 COMMENT ON COLUMN billing_pipeline.usage_windows.last_recorded_at IS 'with count and quantity: the digest of the rows';
