@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from billing_pipeline.stripe_simulator.billing_periods import (
+    add_months,
     first_period_end,
     months_of,
     shown,

@@ -308,7 +308,7 @@ def stories(draw):
 
 # No shrinking: every try flushes again, and a story is short as it is.
 @settings(
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
