@@ -70,15 +70,16 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
             WHERE other.organization_id = w.organization_id AND other.stripe_customer_id = w.stripe_customer_id
               AND other.meter = w.meter AND other.window_id <> w.window_id
               AND other.starts_at >= w.hour_at AND other.starts_at < w.ends_at AND other.ends_at > w.starts_at
-              AND other.cut_due AND o.stated > other.target AND (other.hold_reason IS NOT NULL OR o.open_or_held)
-           ) AS would_be_billed_twice,
+              -- A CASE, or the planner would look among all windows of the hour that are due.
+              AND CASE WHEN other.cut_due
+                       THEN o.stated > other.target AND (other.hold_reason IS NOT NULL OR o.open_or_held) END) AS would_be_billed_twice,
        -- Where the entry's minute may be: in the window, or else close before it, further before it, or after it, as
        -- far as its side goes.  Close comes first because an edge found later is then hardly ever in between.
-       ARRAY[w.part_starts_at, greatest(slots.close_at, slots.start_at), slots.start_at,
-             greatest(w.part_ends_at, slots.start_at)] AS span_starts,
-       ARRAY[w.part_ends_at, least(w.part_starts_at, slots.end_at), least(slots.close_at, slots.end_at),
-             slots.end_at] AS span_ends,
-       ARRAY[slots.last_inside, slots.last_close, slots.last_before, slots.last_after] AS last_slots
+       ARRAY[w.part_starts_at, greatest(beside.close_at, beside.start_at), beside.start_at,
+             greatest(w.part_ends_at, beside.start_at)] AS span_starts,
+       ARRAY[w.part_ends_at, least(w.part_starts_at, beside.end_at), least(beside.close_at, beside.end_at),
+             beside.end_at] AS span_ends,
+       ARRAY[inside.last_at, taken.last_close, taken.last_before, taken.last_after] AS last_slots
   FROM next_side w
   LEFT JOIN LATERAL (
        SELECT max(sequence) + 1 AS next_sequence,
@@ -86,18 +87,23 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
                   AS open_or_held
          FROM ledger_entries WHERE window_id = w.window_id) e ON true
  CROSS JOIN LATERAL (
-       SELECT near.start_at, near.end_at, near.close_at,
-              max(s.slot_at) FILTER (WHERE s.slot_at >= w.part_starts_at AND s.slot_at < w.part_ends_at) AS last_inside,
-              max(s.slot_at) FILTER (WHERE s.slot_at >= near.close_at AND s.slot_at < w.part_starts_at) AS last_close,
-              max(s.slot_at) FILTER (WHERE s.slot_at < near.close_at) AS last_before,
-              max(s.slot_at) FILTER (WHERE s.slot_at >= w.part_ends_at) AS last_after
-         FROM (SELECT greatest(w.begins_at, w.hour_at - interval '1 hour') AS start_at,
-                      least(w.until_at, w.hour_at + interval '2 hours', %(now)s) AS end_at,
-                      date_trunc('minute', w.part_starts_at) - interval '15 minutes' AS close_at) near
-         LEFT JOIN ledger_entries s
-           ON s.stripe_customer_id = w.stripe_customer_id AND s.event_name = w.event_name
-          AND s.slot_at >= near.start_at AND s.slot_at < near.end_at
-        GROUP BY near.start_at, near.end_at, near.close_at) slots
+       SELECT max(slot_at) AS last_at
+         FROM ledger_entries
+        WHERE stripe_customer_id = w.stripe_customer_id AND event_name = w.event_name
+          AND slot_at >= w.part_starts_at AND slot_at < w.part_ends_at) inside
+ CROSS JOIN LATERAL (
+       SELECT greatest(w.begins_at, w.hour_at - interval '1 hour') AS start_at,
+              least(w.until_at, w.hour_at + interval '2 hours', %(now)s) AS end_at,
+              date_trunc('minute', w.part_starts_at) - interval '15 minutes' AS close_at) beside
+ CROSS JOIN LATERAL (
+       SELECT max(slot_at) FILTER (WHERE slot_at >= beside.close_at AND slot_at < w.part_starts_at) AS last_close,
+              max(slot_at) FILTER (WHERE slot_at < beside.close_at) AS last_before,
+              max(slot_at) FILTER (WHERE slot_at >= w.part_ends_at) AS last_after
+         FROM ledger_entries
+        WHERE stripe_customer_id = w.stripe_customer_id AND event_name = w.event_name
+          AND slot_at >= beside.start_at AND slot_at < beside.end_at
+          -- Hardly any window has no minute left inside, and only then is this looked at.
+          AND coalesce(inside.last_at, w.part_starts_at) + interval '2 minutes' > w.part_ends_at) taken
  ORDER BY w.ends_at, w.window_id;
 
 -- name: insert_entries
