@@ -71,7 +71,23 @@ def cut(
 ) -> CutReport:
     """Cut every window that closed at least `grace` ago, in batches of one transaction each."""
     now = clock()
-    report = CutReport()
+    report, waited = _cut_due(connection, identity, grace, past_max, now, CutReport())
+    if waited:
+        # What they waited for is taken back by now, or waits itself for an answer or a person.
+        report, _ = _cut_due(connection, identity, grace, past_max, now, report)
+    return report
+
+
+def _cut_due(
+    connection: Connection[Any],
+    identity: Identity,
+    grace: timedelta,
+    past_max: timedelta,
+    now: datetime,
+    report: CutReport,
+) -> tuple[CutReport, bool]:
+    """Cut what is due once; also returns whether a window waited for another to take back first."""
+    any_waited = False
     after: tuple[datetime, int] = (_BEGINNING, 0)
     while True:
         with connection.transaction():
@@ -86,9 +102,11 @@ def cut(
                 },
             )
             if not due:
-                return report
+                return report, any_waited
             after = (due[-1]["ends_at"], due[-1]["window_id"])
-            report = _cut_batch(connection, [row["window_id"] for row in due], identity, past_max, now, report)
+            ids = [row["window_id"] for row in due]
+            report, waited = _cut_batch(connection, ids, identity, past_max, now, report)
+            any_waited = any_waited or waited
 
 
 def _cut_batch(
@@ -98,7 +116,7 @@ def _cut_batch(
     past_max: timedelta,
     now: datetime,
     report: CutReport,
-) -> CutReport:
+) -> tuple[CutReport, bool]:
     facts = queries.fetch(
         connection,
         "facts_for_cut",
@@ -131,12 +149,13 @@ def _cut_batch(
         connection, "hold_windows", {"window_ids": [i for i, _ in held], "reasons": [str(r) for _, r in held]}
     )
     values = [decision.value for _, decision in entries]
-    return CutReport(
+    total = CutReport(
         entries=report.entries + len(entries),
         units_added=report.units_added + sum(value for value in values if value > 0),
         units_taken_back=report.units_taken_back - sum(value for value in values if value < 0),
         windows_held=report.windows_held + len(held),
     )
+    return total, any(window.would_be_billed_twice for window in facts)
 
 
 def _decide(window: WindowFacts, taken: list[datetime], now: datetime, past_max: timedelta) -> Cut | HoldReason | None:

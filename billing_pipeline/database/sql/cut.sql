@@ -59,20 +59,16 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
        coalesce(e.open_or_held, false) AS open_or_held,
        w.lies_across_an_edge AND w.target <> 0 AS must_be_counted_again,
        w.side_target > w.stated AND EXISTS (
-           -- What another window of the same time must take back first, and cannot yet, would be billed twice.
+           -- Another window of the same time has stated more than it is worth: adding now would bill that twice.
            SELECT
              FROM usage_windows other
-            CROSS JOIN LATERAL (
-                  SELECT coalesce(sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')), 0) AS stated,
-                         bool_or(state IN ('pending', 'ambiguous') OR (state = 'rejected' AND hold_reason IS NOT NULL))
-                             AS open_or_held
-                    FROM ledger_entries WHERE window_id = other.window_id) o
             WHERE other.organization_id = w.organization_id AND other.stripe_customer_id = w.stripe_customer_id
               AND other.meter = w.meter AND other.window_id <> w.window_id
               AND other.starts_at >= w.hour_at AND other.starts_at < w.ends_at AND other.ends_at > w.starts_at
-              -- A CASE, or the planner would look among all windows of the hour that are due.
-              AND CASE WHEN other.cut_due
-                       THEN o.stated > other.target AND (other.hold_reason IS NOT NULL OR o.open_or_held) END) AS would_be_billed_twice,
+              AND other.target < (SELECT coalesce(sum(value), 0)
+                                    FROM ledger_entries
+                                   WHERE window_id = other.window_id AND state NOT IN ('rejected', 'replaced'))
+           ) AS would_be_billed_twice,
        -- Where the entry's minute may be: in the window, or else close before it, further before it, or after it, as
        -- far as its side goes.  Close comes first because an edge found later is then hardly ever in between.
        ARRAY[w.part_starts_at, greatest(beside.close_at, beside.start_at), beside.start_at,
@@ -102,8 +98,9 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
          FROM ledger_entries
         WHERE stripe_customer_id = w.stripe_customer_id AND event_name = w.event_name
           AND slot_at >= beside.start_at AND slot_at < beside.end_at
-          -- Hardly any window has no minute left inside, and only then is this looked at.
-          AND coalesce(inside.last_at, w.part_starts_at) + interval '2 minutes' > w.part_ends_at) taken
+          -- Hardly any window has few minutes left inside, and only then is this looked at.  Few, not none: others of
+          -- this batch may take them.
+          AND coalesce(inside.last_at, w.part_starts_at) + interval '20 minutes' > w.part_ends_at) taken
  ORDER BY w.ends_at, w.window_id;
 
 -- name: insert_entries
