@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from billing_pipeline.stripe_api.catalogue import CANARY_EMAIL, set_up_catalogue
 from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline_tests.builders import map_customer
-from billing_pipeline_tests.fix_simulator import RunningSimulator
+from billing_pipeline_tests.fix_simulator import RunningSimulator, SimulatorClock
 
 
 @pytest.fixture
@@ -55,6 +56,70 @@ def bill(flow: UsageFlow) -> Callable[..., dict[str, str]]:
         return customers
 
     return bill
+
+
+class Subscriptions:
+    """Makes and changes subscriptions at any time of the simulator's clock, which is put back afterwards."""
+
+    def __init__(self, simulator: RunningSimulator) -> None:
+        self._simulator = simulator
+        self._client = simulator.client()
+        self._prices: dict[str, str] = {}
+
+    def create(self, customer: str, at: datetime, *event_names: str) -> str:
+        """Subscribe a customer to meters from `at` on, monthly; returns the subscription's id."""
+        items: Any = [{"price": self._price(name)} for name in event_names or ("prompt_tokens",)]
+        with self.at(at):
+            return self._client.v1.subscriptions.create({"customer": customer, "items": items}).id
+
+    def reset_anchor(self, subscription: str, at: datetime) -> None:
+        """End the current period at `at` and begin another."""
+        with self.at(at):
+            self._client.v1.subscriptions.update(subscription, {"billing_cycle_anchor": "now"})
+
+    def cancel(self, subscription: str, at: datetime) -> None:
+        """End the subscription at `at`."""
+        with self.at(at):
+            self._client.v1.subscriptions.cancel(subscription)
+
+    @contextmanager
+    def at(self, instant: datetime) -> Iterator[None]:
+        """Stripe's clock shows `instant` inside the block."""
+        clock = self._simulator.clock
+        assert isinstance(clock, SimulatorClock)
+        # Half a second on: Stripe's times are whole seconds, and the clock does not stand still.
+        back = (clock() - instant - timedelta(milliseconds=500)).total_seconds()
+        clock.advance(seconds=-back)
+        try:
+            yield
+        finally:
+            clock.advance(seconds=back)
+
+    def _price(self, event_name: str) -> str:
+        if event_name not in self._prices:
+            [meter] = [m for m in self._client.v1.billing.meters.list().data if m.event_name == event_name]
+            product = self._client.v1.products.create({"name": event_name})
+            recurring: Any = {"interval": "month", "usage_type": "metered", "meter": meter.id}
+            self._prices[event_name] = self._client.v1.prices.create(
+                {"currency": "usd", "product": product.id, "unit_amount": 1, "recurring": recurring}
+            ).id
+        return self._prices[event_name]
+
+
+@pytest.fixture
+def subscriptions(flow: UsageFlow, simulator: RunningSimulator) -> Subscriptions:
+    """Subscriptions to the meters of `flow`'s catalogue."""
+    return Subscriptions(simulator)
+
+
+def counted_in_periods(simulator: RunningSimulator, customer: str, *edges: datetime) -> list[int]:
+    """The judge's side: units of one customer before the first edge, between each two, and after the last."""
+    totals = [0] * (len(edges) + 1)
+    for record in simulator.journal("meter_event"):
+        if record["customer"] == customer:
+            at = datetime.fromtimestamp(record["timestamp"], UTC)
+            totals[sum(edge <= at for edge in edges)] += int(record["value"])
+    return totals
 
 
 def counted_by_stripe(simulator: RunningSimulator) -> dict[tuple[str, str, datetime], int]:

@@ -241,15 +241,32 @@ billing_periods = Table(
     Column("event_name", Text, nullable=False),
     Column("during", TSTZRANGE, nullable=False, comment="half-open, UTC; as Stripe's subscription item has it"),
     Column("subscription_item_id", Text, nullable=False),
-    Column("synced_at", Instant, nullable=False),
+    Column("synced_at", Instant, nullable=False, comment="when it became known, or was changed"),
     CheckConstraint("NOT isempty(during)", name="during"),
+    # Of one item: a customer with two subscriptions on one meter has two periods at a time, each with its own edges.
     ExcludeConstraint(
-        (text("billing_pipeline.text_range(stripe_customer_id, stripe_customer_id, '[]')"), "&&"),
+        (text("billing_pipeline.text_range(subscription_item_id, subscription_item_id, '[]')"), "&&"),
         (text("billing_pipeline.text_range(event_name, event_name, '[]')"), "&&"),
         ("during", "&&"),
         using="gist",
         name="billing_periods_one_at_a_time",
     ),
+    Index("billing_periods_item_idx", "subscription_item_id", "event_name"),
+    Index("billing_periods_lane_idx", "stripe_customer_id", "event_name"),
+    # Counting asks for the edges of a span of hours, whoever's they are.
+    Index("billing_periods_start_idx", text("lower(during)")),
+    Index("billing_periods_end_idx", text("upper(during)")),
+)
+
+period_syncs = Table(
+    "period_syncs",
+    metadata,
+    Column("sync_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("read_at", Instant, nullable=False, comment="when Stripe was asked; an older answer changes nothing"),
+    Column("items_read", BigInteger, nullable=False),
+    Column("periods_changed", BigInteger, nullable=False),
+    Column("finished_at", Instant, nullable=False),
+    Index("period_syncs_read_at_idx", "read_at"),
 )
 
 error_reports = Table(

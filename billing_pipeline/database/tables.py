@@ -1,7 +1,7 @@
 """The schema as a whole: one table per noun of the glossary, with the invariants the database itself can hold.
 
-The tables are in `usage_tables.py`, `ledger_tables.py` and `lane_tables.py`; what SQLAlchemy cannot say (types, guards,
-the row contract) is in `schema/*.sql` and created with them.
+The tables are in `usage_tables.py`, `ledger_tables.py` and `lane_tables.py`; what SQLAlchemy cannot say (types, views,
+guards, the row contract) is in `schema/*.sql` and created with them.
 """
 
 from __future__ import annotations
@@ -30,3 +30,4 @@ def _attach(when: str, name: str) -> None:
 _attach("before_create", "types.sql")
 _attach("after_create", "contract.sql")
 _attach("after_create", "guards.sql")
+_attach("after_create", "periods.sql")

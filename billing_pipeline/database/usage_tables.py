@@ -150,7 +150,7 @@ usage_windows = Table(
         Numeric,
         nullable=False,
         server_default=text("0"),
-        comment="the part of target that makes up for fractions of its customer, meter and month",
+        comment="the part of target that makes up for fractions of its customer, meter, month and period",
     ),
     Column("units", Numeric, nullable=False, server_default=text("0"), comment="quantity times unit scale, exact"),
     Column("quantity", Numeric, nullable=False, comment="before the unit scale, exact"),

@@ -79,15 +79,15 @@ def decide_cut(
     slot = next((slot for slot in slots_of(starts_at, ends_at) if slot not in used_slots and slot >= oldest), None)
     if slot is None:
         return HoldReason.TOO_OLD
-    spent = max(len(used_slots), next_sequence)
-    if spent >= _share(HOLD_FROM, slots) and not last_slots_released:
+
+    def spent(of_an_hour: int) -> bool:
+        # The window's entries are numbered to sixty, however short it is and wherever their minutes are.
+        return len(used_slots) >= -(-of_an_hour * slots // SLOTS_PER_HOUR) or next_sequence >= of_an_hour
+
+    if spent(HOLD_FROM) and not last_slots_released:
         return HoldReason.LAST_SLOTS
-    if spent >= _share(COALESCE_FROM, slots) and last_cut_at is not None:
+    if spent(COALESCE_FROM) and last_cut_at is not None:
         until = min(last_cut_at + COALESCE_FOR, starts_at + past_max - LAST_HOURS)
         if now < until:
             return Wait(until)
     return Cut(next_sequence, value, slot)
-
-
-def _share(of_an_hour: int, slots: int) -> int:
-    return -(-of_an_hour * slots // SLOTS_PER_HOUR)

@@ -19,6 +19,7 @@ from billing_pipeline.usage.contract import ContractReport, Fault, rows_in_quara
 from billing_pipeline.usage.cut import CutReport
 from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
+from billing_pipeline.usage.periods import PeriodsReport
 from billing_pipeline.usage.submit import SubmitReport
 
 GROUP = "usage"
@@ -72,17 +73,24 @@ def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -
     """What each organization used per meter and UTC clock hour, according to the source now.
 
     A touched hour is recomputed whole, so late, changed and deleted rows need no treatment of their own.
+    An hour in which a billing period begins or ends at Stripe is split there; the periods are read first.
     """
 
-    def describe(report: AggregationReport) -> dict[str, Any]:
+    def stage(flow: UsageFlow) -> tuple[PeriodsReport, AggregationReport]:
+        return flow.sync_periods(), flow.aggregate()
+
+    def describe(found: tuple[PeriodsReport, AggregationReport]) -> dict[str, Any]:
+        periods, report = found
         return {
+            "subscription_items_read": periods.items_read,
+            "billing_periods_changed": periods.periods_changed,
             "windows_computed": report.windows_computed,
             "windows_changed": report.windows_changed,
             "scope": str(report.scope),
             "cutoff_at": dg.MetadataValue.timestamp(report.cutoff_at),
         }
 
-    return run_stage(context, billing, UsageFlow.aggregate, describe)
+    return run_stage(context, billing, stage, describe)
 
 
 @dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[usage_windows])

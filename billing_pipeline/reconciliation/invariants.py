@@ -30,12 +30,13 @@ LEDGER_INVARIANTS = (
     "v08_rejected_only_when_certain",
     "v09_mark_not_ahead",
     "v10_nothing_open_under_a_seal",
-    "v11_slot_inside_its_window",
+    "v11_slot_near_its_window",
     "v12_ambiguity_ends",
     "v13_completeness",
     "v16_customers_share_an_organization",
     "v17_no_window_below_zero",
     "v18_open_entries_are_listed",
+    "v19_periods_keep_their_usage",
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -121,6 +122,23 @@ def integer(at_least: int | None = None, at_most: int | None = None) -> Check:
         return number
 
     return check
+
+
+def interval(name: str, raw: Any) -> Callable[[int], bool]:
+    """Epoch seconds, or bounds `gt`, `gte`, `lt`, `lte` around them, as the test that a number passes."""
+    if not isinstance(raw, dict):
+        exact = integer(0)(name, raw)
+        return lambda number: number == exact
+    bounds = checked(raw, optional=dict.fromkeys(_BOUNDS, integer(0)), inside=name)
+    return lambda number: all(_BOUNDS[bound](number, limit) for bound, limit in bounds.items())
+
+
+_BOUNDS: dict[str, Callable[[int, int], bool]] = {
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+}
 
 
 def plain_decimal(name: str, raw: Any) -> Decimal:

@@ -50,7 +50,9 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("POST", "/v1/subscriptions"): subscriptions.create_subscription,
     ("GET", "/v1/subscriptions"): subscriptions.list_subscriptions,
     ("GET", "/v1/subscriptions/{id}"): subscriptions.retrieve_subscription,
+    ("POST", "/v1/subscriptions/{id}"): subscriptions.update_subscription,
     ("DELETE", "/v1/subscriptions/{id}"): subscriptions.cancel_subscription,
+    ("GET", "/v1/subscription_items"): subscriptions.list_subscription_items,
 }
 
 
@@ -83,6 +85,7 @@ _RESOURCES = {
     "meters": "meters",
     "prices": "prices",
     "products": "products",
+    "subscription_items": "subscriptions",
     "subscriptions": "subscriptions",
 }
 

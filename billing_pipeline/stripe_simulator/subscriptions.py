@@ -1,22 +1,27 @@
-"""Subscriptions and their billing periods.
+"""Subscriptions and their items; the periods they are in are worked out in `billing_periods`.
 
-Since API version 2025-03-31 the period is stated on each item, not on the subscription.
-Periods are counted in months from the anchor and roll by themselves: they follow from the clock, not from a job.
+A canceled subscription keeps the period it ended in.
 """
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
+from billing_pipeline.stripe_simulator.billing_periods import (
+    add_months,
+    first_period_end,
+    months_of,
+    shown,
+    with_periods,
+)
 from billing_pipeline.stripe_simulator.calls import Call, Write, created, updated
 from billing_pipeline.stripe_simulator.lists import PAGING, page
 from billing_pipeline.stripe_simulator.parameters import (
     checked,
     group,
     integer,
+    interval,
     one_of,
     sequence,
     string_map,
@@ -25,7 +30,6 @@ from billing_pipeline.stripe_simulator.parameters import (
 from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.wire import Body, forbidden, invalid, no_such
 
-_MONTHS = {"month": 1, "year": 12}
 _ITEM = group({"price": text()}, {"quantity": integer(0), "metadata": string_map})
 
 
@@ -36,10 +40,10 @@ def create_subscription(state: State, call: Call) -> Write:
     if state.live("customer", given["customer"]) is None:
         raise no_such("customer", given["customer"], param="customer")
     prices = [_price_of(state, item) for item in given["items"]]
-    if len({(p["currency"], _months(p)) for p in prices}) > 1:
+    if len({(p["currency"], months_of(p)) for p in prices}) > 1:
         raise invalid("All prices of a subscription must have the same currency and interval.", "items")
     anchor = given.get("billing_cycle_anchor", call.epoch)
-    _refuse_far_anchor(anchor, call.epoch, _months(prices[0]))
+    _refuse_far_anchor(anchor, call.epoch, months_of(prices[0]))
     id = state.new_id("subscription", "sub")
     subscription = {
         "id": id,
@@ -95,49 +99,12 @@ def _price_of(state: State, item: dict[str, Any]) -> Body:
     return price
 
 
-def _months(price: Body) -> int:
-    return _MONTHS[price["recurring"]["interval"]] * int(price["recurring"]["interval_count"])
-
-
 def _refuse_far_anchor(anchor: int, epoch: int, months: int) -> None:
     # Stripe's rule: a future moment, not later than the first natural renewal.
     if not epoch <= anchor <= add_months(epoch, months):
         raise invalid(
             "billing_cycle_anchor must lie between now and the first natural renewal.", "billing_cycle_anchor"
         )
-
-
-def add_months(epoch: int, months: int) -> int:
-    """The same day and time of a later month, or that month's last day when it is shorter."""
-    start = datetime.fromtimestamp(epoch, UTC)
-    year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
-    day = min(start.day, calendar.monthrange(year, month + 1)[1])
-    return int(start.replace(year=year, month=month + 1, day=day).timestamp())
-
-
-def period_at(created: int, anchor: int, months: int, epoch: int) -> tuple[int, int]:
-    """The billing period [start, end) that holds `epoch`, in epoch seconds.
-
-    Counted from the anchor each time, so that a period anchored on the 31st returns to the 31st.
-    """
-    if epoch < anchor:
-        return created, anchor
-    begun, now = datetime.fromtimestamp(anchor, UTC), datetime.fromtimestamp(epoch, UTC)
-    count = ((now.year - begun.year) * 12 + now.month - begun.month) // months
-    if add_months(anchor, count * months) > epoch:
-        count -= 1
-    return add_months(anchor, count * months), add_months(anchor, (count + 1) * months)
-
-
-def with_periods(subscription: Body, epoch: int) -> Body:
-    """The subscription as Stripe shows it at `epoch`; a canceled one keeps the period it ended in."""
-    at = min(epoch, subscription["ended_at"] or epoch)
-    items = []
-    for item in subscription["items"]["data"]:
-        anchor, months = subscription["billing_cycle_anchor"], _months(item["price"])
-        start, end = period_at(subscription["created"], anchor, months, at)
-        items.append({**item, "current_period_start": start, "current_period_end": end})
-    return {**subscription, "items": {**subscription["items"], "data": items}}
 
 
 def subscriptions_of(state: State, customer: str | None) -> Iterator[Body]:
@@ -156,21 +123,53 @@ def retrieve_subscription(state: State, call: Call) -> Body:
     subscription = state.find("subscription", call.target)
     if subscription is None:
         raise no_such("subscription", call.target)
-    return with_periods(subscription, call.epoch)
+    return shown(subscription, call.epoch)
 
 
 def list_subscriptions(state: State, call: Call) -> Body:
     """GET /v1/subscriptions; canceled ones only when asked for, as Stripe does"""
-    optional = {**PAGING, "customer": text(), "price": text(), "status": one_of("active", "canceled", "all")}
+    optional = {
+        **PAGING,
+        "current_period_end": interval,
+        "customer": text(),
+        "price": text(),
+        "status": one_of("active", "canceled", "all"),
+    }
     given = checked(call.params, optional=optional)
-    status = given.get("status", "active")
+    status, ends = given.get("status", "active"), given.get("current_period_end")
     subscriptions = (
-        with_periods(body, call.epoch)
+        shown(body, call.epoch)
         for body in subscriptions_of(state, given.get("customer"))
         if status in ("all", body["status"])
         and ("price" not in given or any(i["price"]["id"] == given["price"] for i in body["items"]["data"]))
+        and (ends is None or ends(first_period_end(body, call.epoch)))
     )
     return page(subscriptions, given, url="/v1/subscriptions", what="subscription")
+
+
+def list_subscription_items(state: State, call: Call) -> Body:
+    """GET /v1/subscription_items"""
+    given = checked(call.params, {"subscription": text()}, PAGING)
+    subscription = state.find("subscription", given["subscription"])
+    if subscription is None:
+        raise no_such("subscription", given["subscription"], param="subscription")
+    items = with_periods(subscription, call.epoch)["items"]["data"]
+    return page(items, given, url="/v1/subscription_items", what="subscription item")
+
+
+def update_subscription(state: State, call: Call) -> Write:
+    """POST /v1/subscriptions/{id}; an anchor set to now ends the current period and begins the next"""
+    given = checked(
+        call.params,
+        optional={"billing_cycle_anchor": one_of("now", "unchanged"), "metadata": string_map},
+    )
+    subscription = state.find("subscription", call.target)
+    if subscription is None or subscription["status"] == "canceled":
+        raise no_such("subscription", call.target)
+    changed = {**subscription, "metadata": {**subscription["metadata"], **given.get("metadata", {})}}
+    if given.get("billing_cycle_anchor") == "now":
+        changed["billing_cycle_anchor"] = call.epoch
+    return Write((updated("subscription", with_periods(changed, call.epoch)),))
 
 
 def cancel_subscription(state: State, call: Call) -> Write:

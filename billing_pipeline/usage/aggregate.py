@@ -120,6 +120,8 @@ def _count(
     first_hour_at: datetime | None = queries.fetch_dicts(connection, "first_touched_hour")[0]["first_hour_at"]
     queries.execute(connection, "read_usage_rows", parts=reach | {"first_hour": Literal(first_hour_at)})
     queries.execute(connection, "analyze_usage_rows")
+    queries.execute(connection, "find_period_parts", parts=reach | {"first_hour": Literal(first_hour_at)})
+    queries.execute(connection, "analyze_period_parts")
     queries.execute(connection, "count_windows")
     queries.execute(connection, "analyze_counted_windows")
     return first_hour_at

@@ -1,7 +1,9 @@
 """Stage 3: turn the difference between a closed window's target and what was stated into a ledger entry.
 
 The window's row lock serializes cutters; at most one entry of a window is open, so the next delta waits until the
-outcome of the last is known.  `domain/cuts.py` decides; what waits stays due.  Nothing is sent here.
+outcome of the last is known.  An entry's minute lies in its window's billing period, and what a period was told before
+its edge was known is taken back inside that period.  `domain/cuts.py` decides; what waits stays due.  Nothing is sent
+here.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.cuts import Cut, Wait, decide_cut
 from billing_pipeline.domain.entries import HoldReason
 from billing_pipeline.domain.identifiers import entry_identifier
-from billing_pipeline.domain.windows import MINUTE, hour_of
+from billing_pipeline.domain.windows import MINUTE
 from billing_pipeline.usage.gate import Identity
 
 BATCH_SIZE = 2_000
@@ -42,7 +44,11 @@ class CutReport:
 
 @dataclass(frozen=True, slots=True)
 class WindowFacts:
-    """A locked window and what its entries have stated so far."""
+    """A locked window, and what its entries have stated so far on one side of the billing-period edges near it.
+
+    `target`, `stated` and `assured` are those of the side to state next; `sides_due` is how many differ.
+    The spans are where the entry's minute may be, the best first; each may be empty.
+    """
 
     window_id: int
     organization_id: str
@@ -57,6 +63,11 @@ class WindowFacts:
     next_sequence: int
     open_or_held: bool
     last_cut_at: datetime | None
+    sides_due: int
+    must_be_counted_again: bool
+    would_be_billed_twice: bool
+    span_starts: list[datetime]
+    span_ends: list[datetime]
     used_slots: list[datetime]
 
 
@@ -70,7 +81,23 @@ def cut(
 ) -> CutReport:
     """Cut every window that closed at least `grace` ago, in batches of one transaction each."""
     now = clock()
-    report = CutReport()
+    report, waited = _cut_due(connection, identity, grace, past_max, now, CutReport())
+    if waited:
+        # What they waited for is taken back by now, or waits itself for an answer or a person.
+        report, _ = _cut_due(connection, identity, grace, past_max, now, report)
+    return report
+
+
+def _cut_due(
+    connection: Connection[Any],
+    identity: Identity,
+    grace: timedelta,
+    past_max: timedelta,
+    now: datetime,
+    report: CutReport,
+) -> tuple[CutReport, bool]:
+    """Cut what is due once; also returns whether a window waited for another to take back first."""
+    any_waited = False
     after: tuple[datetime, int] = (_BEGINNING, 0)
     while True:
         # Partial and not a closure: a try that is broken off must leave the report as it was.
@@ -78,8 +105,9 @@ def cut(
             connection, partial(_cut_next, connection, identity, grace, past_max, now, after, report), name="The cut"
         )
         if batch is None:
-            return report
-        after, report = batch
+            return report, any_waited
+        after, report, waited = batch
+        any_waited = any_waited or waited
 
 
 def _cut_next(
@@ -90,8 +118,9 @@ def _cut_next(
     now: datetime,
     after: tuple[datetime, int],
     report: CutReport,
-) -> tuple[tuple[datetime, int], CutReport] | None:
-    """The last window's place in the order and the report so far; None when no window is due after `after`."""
+) -> tuple[tuple[datetime, int], CutReport, bool] | None:
+    """The last window's place in the order, the report so far, and whether a window waited for another to take back;
+    None when no window is due after `after`."""
     due = queries.fetch_dicts(
         connection,
         "lock_windows_due_for_cut",
@@ -106,7 +135,7 @@ def _cut_next(
     if not due:
         return None
     last = (due[-1]["ends_at"], due[-1]["window_id"])
-    return last, _cut_batch(connection, [row["window_id"] for row in due], identity, past_max, now, report)
+    return last, *_cut_batch(connection, [row["window_id"] for row in due], identity, past_max, now, report)
 
 
 def _cut_batch(
@@ -116,24 +145,19 @@ def _cut_batch(
     past_max: timedelta,
     now: datetime,
     report: CutReport,
-) -> CutReport:
-    facts = queries.fetch(
-        connection,
-        "facts_for_cut",
-        WindowFacts,
-        {"window_ids": window_ids},
-    )
+) -> tuple[CutReport, bool]:
+    facts = queries.fetch(connection, "facts_for_cut", WindowFacts, {"window_ids": window_ids, "now": now})
     entries: list[tuple[WindowFacts, Cut]] = []
     held: list[tuple[int, HoldReason]] = []
     deferred: list[tuple[int, datetime]] = []
     waiting = 0
     settled: list[int] = []
-    taken: dict[tuple[str, str, datetime], list[datetime]] = defaultdict(list)
+    taken: dict[tuple[str, str], list[datetime]] = defaultdict(list)
     for window in facts:
-        if window.open_or_held:
+        if window.open_or_held or window.would_be_billed_twice:
             continue
         # Two windows of one customer and hour may be in one batch; the minutes of the first are not in `facts`.
-        lane = taken[(window.stripe_customer_id, window.event_name, hour_of(window.starts_at))]
+        lane = taken[(window.stripe_customer_id, window.event_name)]
         decision = _decide(window, lane, now, past_max)
         match decision:
             case HoldReason():
@@ -145,9 +169,12 @@ def _cut_batch(
                     deferred.append((window.window_id, decision.until))
                 continue
             case Cut():
+                if window.must_be_counted_again:
+                    continue
                 entries.append((window, decision))
                 lane.append(decision.slot_at)
-        settled.append(window.window_id)
+        if window.sides_due <= 1:
+            settled.append(window.window_id)
     _insert(connection, entries, identity, now)
     queries.execute(connection, "settle_windows", {"window_ids": settled})
     queries.execute(
@@ -157,32 +184,38 @@ def _cut_batch(
         connection, "hold_windows", {"window_ids": [i for i, _ in held], "reasons": [str(r) for _, r in held]}
     )
     values = [decision.value for _, decision in entries]
-    return CutReport(
+    total = CutReport(
         entries=report.entries + len(entries),
         units_added=report.units_added + sum(value for value in values if value > 0),
         units_taken_back=report.units_taken_back - sum(value for value in values if value < 0),
         windows_waiting=report.windows_waiting + waiting,
         windows_held=report.windows_held + len(held),
     )
+    return total, any(window.would_be_billed_twice for window in facts)
 
 
 def _decide(
     window: WindowFacts, lane: list[datetime], now: datetime, past_max: timedelta
 ) -> Cut | Wait | HoldReason | None:
-    taken = (slot for slot in lane if window.starts_at <= slot <= window.ends_at - MINUTE)
-    return decide_cut(
-        target=int(window.target),
-        stated=int(window.stated),
-        assured=int(window.assured),
-        next_sequence=window.next_sequence,
-        used_slots={*window.used_slots, *taken},
-        last_cut_at=window.last_cut_at,
-        last_slots_released=window.last_slots_released,
-        starts_at=window.starts_at,
-        ends_at=window.ends_at,
-        now=now,
-        past_max=past_max,
-    )
+    """The next entry, in the first span that has a minute left."""
+    decision: Cut | Wait | HoldReason | None = None
+    for start, end in zip(window.span_starts, window.span_ends, strict=True):
+        decision = decide_cut(
+            target=int(window.target),
+            stated=int(window.stated),
+            assured=int(window.assured),
+            next_sequence=window.next_sequence,
+            used_slots={slot for slot in (*window.used_slots, *lane) if start <= slot <= end - MINUTE},
+            last_cut_at=window.last_cut_at,
+            last_slots_released=window.last_slots_released,
+            starts_at=start,
+            ends_at=end,
+            now=now,
+            past_max=past_max,
+        )
+        if decision is not HoldReason.NO_SLOT:
+            break
+    return decision
 
 
 def _insert(

@@ -18,11 +18,13 @@ from psycopg import Connection
 from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.database.connection import connect
 from billing_pipeline.database.schema_version import require_current_schema
+from billing_pipeline.domain.reach import reach_start
 from billing_pipeline.settings import Level, Settings
 from billing_pipeline.stripe_api.catalogue import StripeMeter, canary_customer, read_meters, require_meters
 from billing_pipeline.stripe_api.client import StripeClient, make_client, read_account
 from billing_pipeline.stripe_api.error_reports import error_reports
 from billing_pipeline.stripe_api.meter_events import make_sink
+from billing_pipeline.stripe_api.subscriptions import item_periods
 from billing_pipeline.stripe_api.summaries import StripeSummaries
 from billing_pipeline.usage import gate
 from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate, next_scope, recorded_since
@@ -34,6 +36,7 @@ from billing_pipeline.usage.cut import CutReport, cut
 from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_reports, read_since
 from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
+from billing_pipeline.usage.periods import PeriodsReport, sync_periods
 from billing_pipeline.usage.source_contract import require_countable
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, batch_size, send_canaries, submit
 
@@ -43,6 +46,7 @@ class FlushReport:
     """What one flush did, stage by stage."""
 
     contract: ContractReport | None
+    periods: PeriodsReport
     aggregation: AggregationReport
     cut: CutReport
     submit: SubmitReport
@@ -99,6 +103,22 @@ class UsageFlow:
             since=since,
             lookback=self._lookback,
             now=self.clock(),
+        )
+
+    def sync_periods(self) -> PeriodsReport:
+        """Before stage 2: know where billing periods begin and end.  Asks Stripe nothing while billing is off.
+
+        Raises `StripeUnavailable` or `StripeRefused`: without the edges nothing may be counted, see decision 0007.
+        """
+        self.take_lease()
+        if self.settings.level is Level.OFF:
+            return PeriodsReport()
+        event_names = {meter.meter_id: name for name, meter in self.meters_at_stripe.items()}
+        ended_since = reach_start(self.clock())
+        return sync_periods(
+            self.connection,
+            lambda: item_periods(self.stripe, self.settings, event_names, ended_since=ended_since),
+            clock=self.clock,
         )
 
     def aggregate(self, scope: Scope | None = None) -> AggregationReport:
@@ -251,10 +271,11 @@ def flush(
     try:
         validates = flow.settings.stripe_billing_validate_contract_before_flush
         contract = flow.validate_contract(scope) if validates else None
+        periods = flow.sync_periods()
         aggregation = flow.aggregate(scope)
         cut_report = flow.cut()
         submit_report = flow.submit(on_progress)
         flow.apply_error_reports()
-        return FlushReport(contract, aggregation, cut_report, submit_report, flow.confirm())
+        return FlushReport(contract, periods, aggregation, cut_report, submit_report, flow.confirm())
     finally:
         flow.give_lease_back()

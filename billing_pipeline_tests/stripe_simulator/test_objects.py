@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import stripe
 
-from billing_pipeline.stripe_simulator.subscriptions import add_months
+from billing_pipeline.stripe_simulator.billing_periods import add_months
 
 
 @pytest.fixture
@@ -186,6 +186,47 @@ def test_canceled_subscription_keeps_the_period_it_ended_in(account, price):
     assert subscriptions.list({"customer": account.customer}).data == []
     assert [s.id for s in subscriptions.list({"status": "canceled", "price": price.id}).data] == [id]
     assert refusal(subscriptions.cancel, id).http_status == 404
+
+
+def test_an_anchor_reset_ends_the_period_now_and_begins_the_next(account, price):
+    subscriptions = account.client.v1.subscriptions
+    id = subscriptions.create({"customer": account.customer, "items": [{"price": price.id}]}).id
+    account.clock.advance(days=10)
+
+    subscriptions.update(id, {"billing_cycle_anchor": "unchanged", "metadata": {"plan": "pro"}})
+    assert subscriptions.retrieve(id)["items"].data[0].current_period_start == account.now - 10 * 86_400
+
+    [item] = subscriptions.update(id, {"billing_cycle_anchor": "now"})["items"].data
+    assert (item.current_period_start, item.current_period_end) == (account.now, add_months(account.now, 1))
+    assert subscriptions.retrieve(id).metadata.to_dict() == {"plan": "pro"}
+
+
+def test_subscriptions_are_found_by_the_end_of_their_period(account, price):
+    subscriptions = account.client.v1.subscriptions
+    ended = subscriptions.create({"customer": account.customer, "items": [{"price": price.id}]}).id
+    subscriptions.cancel(ended)
+    account.clock.advance(days=40)
+    going_on = subscriptions.create({"customer": account.customer, "items": [{"price": price.id}]}).id
+
+    def found(**bounds):
+        return [s.id for s in subscriptions.list({"status": "all", "current_period_end": bounds}).data]
+
+    assert found(gte=0) == [going_on, ended]
+    assert found(gte=account.now) == [going_on]
+    assert found(lt=account.now) == [ended]
+    assert found(gt=account.now, lte=add_months(account.now, 1)) == [going_on]
+
+
+def test_items_beyond_the_first_page_are_listed_by_themselves(account, price):
+    prices = [account.client.v1.prices.create(metered(price.product, account.meter)).id for _ in range(12)]
+    id = account.client.v1.subscriptions.create(
+        {"customer": account.customer, "items": [{"price": price} for price in prices]}
+    ).id
+    embedded = account.client.v1.subscriptions.retrieve(id)["items"]
+
+    assert (len(embedded.data), embedded.has_more) == (10, True)
+    assert [item.price.id for item in embedded.auto_paging_iter()] == prices
+    assert refusal(account.client.v1.subscription_items.list, {"subscription": "sub_x"}).param == "subscription"
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stripe._encode import _api_encode
 
+from billing_pipeline.stripe_simulator.billing_periods import add_months, period_at
 from billing_pipeline.stripe_simulator.lists import page
 from billing_pipeline.stripe_simulator.parameters import parse_form
-from billing_pipeline.stripe_simulator.subscriptions import add_months, period_at
 from billing_pipeline.stripe_simulator.wire import Refusal
 from billing_pipeline_tests.fix_simulator import KEY, SimulatorClock, journal_of, make_core
 from billing_pipeline_tests.stripe_simulator.conftest import NOON

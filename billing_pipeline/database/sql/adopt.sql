@@ -41,14 +41,20 @@ WITH settled AS (
 UPDATE usage_windows SET cut_due = true WHERE window_id IN (SELECT window_id FROM settled);
 
 -- name: ensure_window_for_adoption
--- A window that the restore took back is made again, worth nothing until aggregation has counted it.
+-- A window that the restore took back is made again, worth nothing until aggregation has counted it; it lies in one
+-- billing period, as aggregation would cut it.
 INSERT INTO usage_windows
        (organization_id, stripe_customer_id, meter, starts_at, ends_at, target, quantity, event_count,
         contract_version, meter_version, event_name, cutoff_at)
 SELECT m.organization_id, m.stripe_customer_id, %(meter)s,
-       greatest(%(hour_at)s, lower(m.valid_during)),
-       least(%(hour_at)s + interval '1 hour', upper(m.valid_during)), 0, 0, 0, '', '', %(event_name)s, 'epoch'
+       greatest(%(hour_at)s, lower(m.valid_during), edge.before_at),
+       least(%(hour_at)s + interval '1 hour', upper(m.valid_during), edge.after_at), 0, 0, 0, '', '', %(event_name)s, 'epoch'
   FROM customer_mappings m
+ CROSS JOIN LATERAL (
+       SELECT max(e.edge_at) FILTER (WHERE e.edge_at <= %(slot_at)s) AS before_at,
+              min(e.edge_at) FILTER (WHERE e.edge_at > %(slot_at)s) AS after_at
+         FROM period_edges e
+        WHERE e.stripe_customer_id = m.stripe_customer_id AND e.event_name = %(event_name)s) edge
  WHERE m.stripe_customer_id = %(customer)s AND m.valid_during @> %(slot_at)s
    AND NOT EXISTS (
        SELECT FROM usage_windows w
@@ -56,14 +62,14 @@ SELECT m.organization_id, m.stripe_customer_id, %(meter)s,
           AND w.starts_at <= %(slot_at)s AND w.ends_at > %(slot_at)s);
 
 -- name: insert_adopted_entry
--- Only once per minute; the evidence is what Stripe showed.
+-- Only once per minute; the evidence is what Stripe showed.  Of windows that overlap, the narrowest is the latest cut.
 WITH place AS (
     SELECT window_id,
            (SELECT coalesce(max(sequence) + 1, 0) FROM ledger_entries e WHERE e.window_id = w.window_id) AS sequence
       FROM usage_windows w
      WHERE w.stripe_customer_id = %(customer)s AND w.meter = %(meter)s
        AND w.starts_at <= %(slot_at)s AND w.ends_at > %(slot_at)s
-     ORDER BY window_id
+     ORDER BY w.ends_at - w.starts_at, window_id
      LIMIT 1
 ), adopted AS (
     INSERT INTO ledger_entries

@@ -45,8 +45,9 @@ SELECT meter, version, event_types, aggregation, event_name, unit_scale,
         WHERE v.meter = current.meter AND v.version = current.version AND v.valid_until IS NULL);
 
 -- name: find_touched_hours
--- Hours whose rows may have changed since the last cutoff: new rows, rows that left quarantine, and hours whose
--- organization was given to another customer.  Deleted rows leave no trace here; the daily full scope finds them.
+-- Hours whose rows may have changed since the last cutoff: new rows, rows that left quarantine, hours whose
+-- organization was given to another customer, and hours in which a billing period was found to begin or end.  Deleted
+-- rows leave no trace here; the daily full scope finds them.
 CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
 SELECT organization_id, date_trunc('hour', occurred_at, 'UTC') AS hour_at
   FROM {source}
@@ -63,7 +64,12 @@ SELECT w.organization_id, date_trunc('hour', w.starts_at, 'UTC')
   FROM customer_mappings m
   JOIN usage_windows w ON w.organization_id = m.organization_id
    AND tstzrange(w.starts_at, w.ends_at) && m.valid_during
- WHERE m.created_at >= {since} AND w.starts_at >= {reach_start};
+ WHERE m.created_at >= {since} AND w.starts_at >= {reach_start}
+UNION
+SELECT m.organization_id, date_trunc('hour', e.edge_at, 'UTC')
+  FROM period_edges e
+  JOIN customer_mappings m ON m.stripe_customer_id = e.stripe_customer_id
+ WHERE e.synced_at >= {since} AND e.edge_at >= {reach_start} AND e.edge_at < {reach_end};
 
 -- name: find_all_hours
 -- The full scope: every hour of the reach that has rows or windows.
@@ -101,32 +107,54 @@ SELECT s.organization_id, h.hour_at, s.event_type, s.quantity, s.occurred_at, s.
 -- name: analyze_usage_rows
 ANALYZE usage_rows;
 
+-- name: find_period_parts
+-- The hours that a billing period's edge cuts, part by part; the edge belongs to the later one.
+CREATE TEMP TABLE period_parts ON COMMIT DROP AS
+WITH cut_hour AS (
+    SELECT stripe_customer_id, event_name, date_trunc('hour', edge_at, 'UTC') AS hour_at, edge_at
+      FROM period_edges
+     WHERE edge_at >= {first_hour} AND edge_at < {reach_end} AND edge_at > date_trunc('hour', edge_at, 'UTC')
+)
+SELECT stripe_customer_id, event_name, hour_at, part_at AS starts_at,
+       lead(part_at, 1, hour_at + interval '1 hour') OVER hour AS ends_at
+  FROM (SELECT stripe_customer_id, event_name, hour_at, edge_at AS part_at FROM cut_hour
+         UNION
+        SELECT stripe_customer_id, event_name, hour_at, hour_at FROM cut_hour) part
+WINDOW hour AS (PARTITION BY stripe_customer_id, event_name, hour_at ORDER BY part_at);
+
+-- name: analyze_period_parts
+ANALYZE period_parts;
+
 -- name: count_windows
--- Each touched hour is counted whole, by the definitions that were valid in it.
+-- Each touched hour is counted whole, by the definitions that were valid in it, and split where the organization's
+-- customer or the customer's billing period changes.
 CREATE TEMP TABLE counted_windows ON COMMIT DROP AS
 SELECT c.organization_id,
        m.stripe_customer_id,
        c.meter,
        v.version AS meter_version,
        v.event_name,
-       greatest(c.hour_at, lower(m.valid_during)) AS starts_at,
-       least(c.hour_at + interval '1 hour', upper(m.valid_during)) AS ends_at,
+       greatest(c.hour_at, lower(m.valid_during), c.part_starts_at) AS starts_at,
+       least(c.hour_at + interval '1 hour', upper(m.valid_during), c.part_ends_at) AS ends_at,
        c.quantity,
        c.quantity * v.unit_scale AS units,
        c.event_count,
        c.last_recorded_at
   FROM (SELECT r.organization_id, r.hour_at, v.meter, m.mapping_id,
+               p.starts_at AS part_starts_at, p.ends_at AS part_ends_at,
                sum(CASE v.aggregation WHEN 'count' THEN 1 ELSE r.quantity END) AS quantity,
                count(*) AS event_count,
                max(r.recorded_at) AS last_recorded_at
           FROM usage_rows r
           JOIN touched_hours t ON t.organization_id = r.organization_id AND t.hour_at = r.hour_at
-          JOIN (SELECT meter, aggregation, valid_from, valid_until, unnest(event_types) AS event_type
+          JOIN (SELECT meter, aggregation, event_name, valid_from, valid_until, unnest(event_types) AS event_type
                   FROM meter_versions) v
             ON v.event_type = r.event_type AND tstzrange(v.valid_from, v.valid_until) @> r.hour_at
           LEFT JOIN customer_mappings m ON m.organization_id = r.organization_id AND m.valid_during @> r.occurred_at
+          LEFT JOIN period_parts p ON p.stripe_customer_id = m.stripe_customer_id AND p.event_name = v.event_name
+           AND p.hour_at = r.hour_at AND r.occurred_at >= p.starts_at AND r.occurred_at < p.ends_at
          WHERE r.fault IS NULL
-         GROUP BY r.organization_id, r.hour_at, v.meter, m.mapping_id) c
+         GROUP BY r.organization_id, r.hour_at, v.meter, m.mapping_id, p.starts_at, p.ends_at) c
   JOIN meter_versions v ON v.meter = c.meter AND tstzrange(v.valid_from, v.valid_until) @> c.hour_at
   LEFT JOIN customer_mappings m ON m.mapping_id = c.mapping_id;
 
@@ -168,34 +196,52 @@ SELECT c.organization_id, c.stripe_customer_id, c.meter, c.meter_version, c.even
        cut_due = w.cut_due OR w.target <> floor(excluded.units) + greatest(w.carried, -floor(excluded.units));
 
 -- name: empty_uncounted_windows
--- A window of a touched hour that no row falls into any more is worth nothing; the cutter will take it back.
+-- A window of a touched hour that no row falls into any more is worth nothing; the cutter will take it back.  What it
+-- carries stays, unless an edge now lies inside it: then it belongs to no one period, and others carry for it.
+WITH uncounted AS (
+    SELECT w.window_id, w.event_count, CASE WHEN lies_across.an_edge THEN 0 ELSE greatest(w.carried, 0) END AS carried
+      FROM touched_hours t
+      JOIN usage_windows w ON w.organization_id = t.organization_id
+       AND date_trunc('hour', w.starts_at, 'UTC') = t.hour_at
+     CROSS JOIN LATERAL (
+           SELECT EXISTS (
+                  SELECT FROM period_parts p
+                   WHERE p.stripe_customer_id = w.stripe_customer_id AND p.event_name = w.event_name
+                     AND p.starts_at > w.starts_at AND p.starts_at < w.ends_at) AS an_edge) lies_across
+     WHERE w.starts_at >= %(first_hour_at)s
+       AND (w.event_count > 0 OR (w.target > 0 AND lies_across.an_edge))
+       AND NOT EXISTS (
+           SELECT FROM counted_windows c
+            WHERE c.organization_id = w.organization_id AND c.meter = w.meter
+              AND c.starts_at = w.starts_at AND c.ends_at = w.ends_at
+              AND c.stripe_customer_id IS NOT DISTINCT FROM w.stripe_customer_id)
+)
 UPDATE usage_windows w
-   SET target = greatest(w.carried, 0), carried = greatest(w.carried, 0), units = 0, quantity = 0, event_count = 0,
+   SET target = uncounted.carried, carried = uncounted.carried, units = 0, quantity = 0, event_count = 0,
        last_recorded_at = NULL, cutoff_at = %(cutoff_at)s,
-       cut_due = w.cut_due OR w.target <> greatest(w.carried, 0)
-  FROM touched_hours t
- WHERE w.organization_id = t.organization_id AND date_trunc('hour', w.starts_at, 'UTC') = t.hour_at
-   AND w.starts_at >= %(first_hour_at)s
-   AND w.event_count > 0
-   AND NOT EXISTS (
-       SELECT FROM counted_windows c
-        WHERE c.organization_id = w.organization_id AND c.meter = w.meter
-          AND c.starts_at = w.starts_at AND c.ends_at = w.ends_at
-          AND c.stripe_customer_id IS NOT DISTINCT FROM w.stripe_customer_id);
+       cut_due = w.cut_due OR w.target <> uncounted.carried
+  FROM uncounted
+ WHERE w.window_id = uncounted.window_id;
 
 -- name: carry_fractions
--- Rounding each window down would lose up to a unit per hour.  So every customer, meter and UTC month is worth the
--- whole part of its exact sum: the units that are missing go to its latest window, the ones too many are taken from
--- there.  A unit once placed is not moved again, so a late row changes its own window and at most one more.
+-- Rounding each window down would lose up to a unit per hour.  So every customer, meter and UTC month, or the part of
+-- it that lies in one billing period, is worth the whole part of its exact sum: the units that are missing go to its
+-- latest window, the ones too many are taken from there.  A unit once placed is not moved again, so a late row changes
+-- its own window and at most one more.
 WITH chain AS (
-    SELECT w.organization_id, w.stripe_customer_id, w.meter, month.month_at,
+    SELECT w.organization_id, w.stripe_customer_id, w.meter, month.month_at, period.began_at,
            floor(sum(w.units - floor(w.units))) - sum(w.carried) AS missing
       FROM (SELECT DISTINCT organization_id, date_trunc('month', hour_at, 'UTC') AS month_at FROM touched_hours) month
       JOIN usage_windows w ON w.organization_id = month.organization_id
        AND date_trunc('month', w.starts_at, 'UTC') = month.month_at
+     CROSS JOIN LATERAL (
+           SELECT max(e.edge_at) AS began_at
+             FROM period_edges e
+            WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name
+              AND e.edge_at <= w.starts_at) period
      WHERE w.starts_at >= date_trunc('month', %(first_hour_at)s, 'UTC')
        AND (w.units <> trunc(w.units) OR w.carried <> 0)
-     GROUP BY w.organization_id, w.stripe_customer_id, w.meter, month.month_at
+     GROUP BY w.organization_id, w.stripe_customer_id, w.meter, month.month_at, period.began_at
     HAVING floor(sum(w.units - floor(w.units))) <> sum(w.carried)
 ), place AS (
     SELECT w.window_id, w.target, chain.missing, row_number() OVER latest AS place,
@@ -206,7 +252,18 @@ WITH chain AS (
        AND date_trunc('month', w.starts_at, 'UTC') = chain.month_at
      WHERE w.starts_at >= greatest(date_trunc('month', %(first_hour_at)s, 'UTC'), %(reach_start)s)
        AND w.sealed_at IS NULL
-    WINDOW latest AS (PARTITION BY chain.organization_id, chain.stripe_customer_id, chain.meter, chain.month_at
+       AND (SELECT max(e.edge_at)
+              FROM period_edges e
+             WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name
+               AND e.edge_at <= w.starts_at) IS NOT DISTINCT FROM chain.began_at
+       -- A window with an edge inside is being taken back; nothing may be put there.
+       AND NOT EXISTS (
+           SELECT
+             FROM period_edges e
+            WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name
+              AND e.edge_at > w.starts_at AND e.edge_at < w.ends_at)
+    WINDOW latest AS (PARTITION BY chain.organization_id, chain.stripe_customer_id, chain.meter, chain.month_at,
+                                   chain.began_at
                       ORDER BY w.starts_at DESC, w.window_id DESC ROWS UNBOUNDED PRECEDING)
 ), carry AS (
     SELECT window_id,

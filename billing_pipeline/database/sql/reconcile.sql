@@ -42,13 +42,19 @@ WITH source AS (
                AS assured,
            bool_or(state = 'rejected' AND hold_reason IS NOT NULL) AS rejected,
            bool_or(state IN ('pending', 'ambiguous')) AS open
-      FROM (SELECT window_id, state, value, hold_reason FROM ledger_entries WHERE slot_at >= {month_start}
+      -- An entry's minute may be in the hour before its window, or after it: each entry is in exactly one of the two.
+      FROM (SELECT window_id, state, value, hold_reason
+              FROM ledger_entries
+             WHERE slot_at >= {month_start} - interval '1 hour'
              UNION ALL
-            SELECT window_id, e.state, e.value, e.hold_reason FROM older JOIN ledger_entries e USING (window_id)) e
+            SELECT window_id, e.state, e.value, e.hold_reason
+              FROM older
+              JOIN ledger_entries e USING (window_id)
+             WHERE e.slot_at < {month_start} - interval '1 hour') e
      GROUP BY window_id
 ), owed AS (
     -- Each window's difference has one reason: the first that holds.
-    SELECT w.organization_id, w.stripe_customer_id, w.meter, w.starts_at, w.sealed_at, w.units, w.target,
+    SELECT w.organization_id, w.stripe_customer_id, w.meter, w.event_name, w.starts_at, w.sealed_at, w.units, w.target,
            e.stated, e.in_flight, e.unconfirmed, e.confirmed, w.target - coalesce(e.stated, 0) AS owed,
            CASE WHEN w.stripe_customer_id IS NULL THEN 'unmapped'
                 WHEN w.sealed_at IS NOT NULL THEN 'after_seal'
@@ -80,7 +86,13 @@ WITH source AS (
            sum(owed) FILTER (WHERE reason = 'waiting') AS waiting,
            sum(owed) FILTER (WHERE reason = 'coalesced') AS coalesced
       FROM owed
-     GROUP BY organization_id, stripe_customer_id, meter, date_trunc('month', starts_at, 'UTC')
+     GROUP BY organization_id, stripe_customer_id, meter, date_trunc('month', starts_at, 'UTC'),
+              -- Fractions are carried within a billing period; a window without any adds nothing to what is carried.
+              CASE WHEN units <> target THEN (
+                  SELECT max(e.edge_at)
+                    FROM period_edges e
+                   WHERE e.stripe_customer_id = owed.stripe_customer_id AND e.event_name = owed.event_name
+                     AND e.edge_at <= owed.starts_at) END
 ), ledger AS (
     SELECT organization_id, meter, sum(counted_units) AS counted_units, sum(past_units) AS past_units,
            -- Two customers' faults do not make up for each other.

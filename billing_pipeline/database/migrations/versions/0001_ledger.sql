@@ -131,7 +131,7 @@ COMMENT ON COLUMN billing_pipeline.usage_windows.stripe_customer_id IS 'null: un
 COMMENT ON COLUMN billing_pipeline.usage_windows.meter_version IS 'the definition that counted it; empty: adopted, not counted';
 COMMENT ON COLUMN billing_pipeline.usage_windows.event_name IS 'Stripe''s meter event name in this window''s hour';
 COMMENT ON COLUMN billing_pipeline.usage_windows.target IS 'what the source says now, in whole Stripe units';
-COMMENT ON COLUMN billing_pipeline.usage_windows.carried IS 'the part of target that makes up for fractions of its customer, meter and month';
+COMMENT ON COLUMN billing_pipeline.usage_windows.carried IS 'the part of target that makes up for fractions of its customer, meter, month and period';
 COMMENT ON COLUMN billing_pipeline.usage_windows.units IS 'quantity times unit scale, exact';
 COMMENT ON COLUMN billing_pipeline.usage_windows.quantity IS 'before the unit scale, exact';
 COMMENT ON COLUMN billing_pipeline.usage_windows.last_recorded_at IS 'with count and quantity: the digest of the rows';
@@ -213,9 +213,25 @@ CREATE TABLE billing_pipeline.billing_periods (
     synced_at TIMESTAMPTZ NOT NULL,
     CONSTRAINT billing_periods_pkey PRIMARY KEY (period_id),
     CONSTRAINT billing_periods_during_check CHECK (NOT isempty(during)),
-    CONSTRAINT billing_periods_one_at_a_time EXCLUDE USING gist (billing_pipeline.text_range(stripe_customer_id, stripe_customer_id, '[]') WITH &&, billing_pipeline.text_range(event_name, event_name, '[]') WITH &&, during WITH &&)
+    CONSTRAINT billing_periods_one_at_a_time EXCLUDE USING gist (billing_pipeline.text_range(subscription_item_id, subscription_item_id, '[]') WITH &&, billing_pipeline.text_range(event_name, event_name, '[]') WITH &&, during WITH &&)
 );
+CREATE INDEX billing_periods_end_idx ON billing_pipeline.billing_periods (upper(during));
+CREATE INDEX billing_periods_item_idx ON billing_pipeline.billing_periods (subscription_item_id, event_name);
+CREATE INDEX billing_periods_lane_idx ON billing_pipeline.billing_periods (stripe_customer_id, event_name);
+CREATE INDEX billing_periods_start_idx ON billing_pipeline.billing_periods (lower(during));
 COMMENT ON COLUMN billing_pipeline.billing_periods.during IS 'half-open, UTC; as Stripe''s subscription item has it';
+COMMENT ON COLUMN billing_pipeline.billing_periods.synced_at IS 'when it became known, or was changed';
+
+CREATE TABLE billing_pipeline.period_syncs (
+    sync_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    read_at TIMESTAMPTZ NOT NULL,
+    items_read BIGINT NOT NULL,
+    periods_changed BIGINT NOT NULL,
+    finished_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT period_syncs_pkey PRIMARY KEY (sync_id)
+);
+CREATE INDEX period_syncs_read_at_idx ON billing_pipeline.period_syncs (read_at);
+COMMENT ON COLUMN billing_pipeline.period_syncs.read_at IS 'when Stripe was asked; an older answer changes nothing';
 
 CREATE TABLE billing_pipeline.error_reports (
     stripe_event_id TEXT NOT NULL,
@@ -560,3 +576,11 @@ CREATE TRIGGER refuse_under_a_seal AFTER INSERT ON billing_pipeline.ledger_entri
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_entries_under_a_seal();
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.seals
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+
+-- The instants at which Stripe begins to count a customer's usage of a meter into another billing period.
+-- The end of a period and the start of the next are one instant in two rows.  An edge too many splits an hour for
+-- nothing; an edge too few bills usage in the wrong period.
+CREATE VIEW billing_pipeline.period_edges AS
+SELECT stripe_customer_id, event_name, lower(during) AS edge_at, synced_at FROM billing_pipeline.billing_periods
+UNION ALL
+SELECT stripe_customer_id, event_name, upper(during) AS edge_at, synced_at FROM billing_pipeline.billing_periods;
