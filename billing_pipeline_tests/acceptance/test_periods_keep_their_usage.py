@@ -347,9 +347,10 @@ seconds = st.sampled_from(ODD) | st.integers(0, SPAN - 1)
 
 @st.composite
 def stories(draw):
-    # Edges at least two minutes apart leave a whole minute between them; closer ones have a test of their own.
+    # Twenty minutes leave room for every entry, and stay below the rationing of minutes; closer edges have a test of
+    # their own.
     edges = sorted(draw(st.sets(seconds, min_size=1, max_size=2)))
-    if len(edges) == 2 and edges[1] - edges[0] < 120:
+    if len(edges) == 2 and edges[1] - edges[0] < 1200:
         edges.pop()
     moves_at = draw(st.none() | seconds)
     near = [moment for edge in (*edges, moves_at or 0) for moment in (edge - 1, edge, edge + 1)]

@@ -113,18 +113,18 @@ def test_the_largest_and_oldest_that_stripe_takes_are_not_held():
 
 
 @given(used=st.sets(st.sampled_from(MINUTES), max_size=HOLD_FROM - 1))
-def test_e6_a_free_minute_is_used_whichever_were_used_before(used):
+def test_e06_a_free_minute_is_used_whichever_were_used_before(used):
     decision = decide(used_slots=used)
 
     assert isinstance(decision, Cut)
     assert decision.slot_at == min(set(MINUTES) - used)
 
 
-def test_e6_an_entry_at_the_last_minute_leaves_the_earlier_ones_usable():
+def test_e06_an_entry_at_the_last_minute_leaves_the_earlier_ones_usable():
     assert decide(used_slots={MINUTES[59]}) == Cut(0, 10, TEN)
 
 
-def test_e6_after_many_corrections_a_window_states_one_difference_a_day():
+def test_e06_after_many_corrections_a_window_states_one_difference_a_day():
     crowded = {"next_sequence": COALESCE_FROM, "used_slots": set(MINUTES[:COALESCE_FROM]), "last_cut_at": TEN + DAY}
     due = TEN + DAY + COALESCE_FOR
 
@@ -132,7 +132,7 @@ def test_e6_after_many_corrections_a_window_states_one_difference_a_day():
     assert decide(**crowded, now=due) == Cut(COALESCE_FROM, 10, MINUTES[COALESCE_FROM])
 
 
-def test_e6_before_it_is_too_old_for_stripe_nothing_waits():
+def test_e06_before_it_is_too_old_for_stripe_nothing_waits():
     crowded = {"next_sequence": 40, "used_slots": set(MINUTES[:40])}
     last_hours = TEN + PAST_MAX - LAST_HOURS
 
@@ -140,7 +140,7 @@ def test_e6_before_it_is_too_old_for_stripe_nothing_waits():
     assert isinstance(decide(**crowded, last_cut_at=last_hours - HOUR, now=last_hours), Cut)
 
 
-def test_e6_a_window_corrected_every_hour_is_held_once_and_its_minutes_last_as_long_as_stripe_takes_it():
+def test_e06_a_window_corrected_every_hour_is_held_once_and_its_minutes_last_as_long_as_stripe_takes_it():
     window = Window()
     held_at, now = None, TEN + HOUR
     for hour in range(1, (PAST_MAX - LAST_HOURS) // HOUR):
@@ -162,7 +162,7 @@ def test_e6_a_window_corrected_every_hour_is_held_once_and_its_minutes_last_as_l
 @pytest.mark.parametrize(
     ("minutes", "coalesced_from", "held_from"), [(60, 25, 55), (22, 10, 21), (12, 5, 11), (3, 2, 3)]
 )
-def test_e6_a_shorter_window_has_its_share_of_the_limits(minutes, coalesced_from, held_from):
+def test_e06_a_shorter_window_has_its_share_of_the_limits(minutes, coalesced_from, held_from):
     def at(used):
         return decide(
             ends_at=TEN + minutes * MINUTE, used_slots=set(MINUTES[:used]), next_sequence=used, last_cut_at=TEN + HOUR
@@ -179,7 +179,7 @@ FATES = st.sampled_from(["accepted", "confirmed", "confirmed", "rejected", "repl
 
 
 @given(data=st.data(), targets=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20)), min_size=1, max_size=80))
-def test_e7_no_window_and_no_sum_of_windows_goes_below_zero_whatever_becomes_of_entries(data, targets):
+def test_e07_no_window_and_no_sum_of_windows_goes_below_zero_whatever_becomes_of_entries(data, targets):
     """Three windows of one customer, meter and hour; each step gives one of them a new target, and fates to entries."""
     lane = set()
     windows = [Window(lane), Window(lane, ends_at=TEN + 20 * MINUTE), Window(lane, starts_at=TEN + 20 * MINUTE)]
@@ -211,7 +211,7 @@ def test_entries_always_add_up_to_the_latest_target(targets, slow):
     assert window.total("accepted", "confirmed") == targets[-1]
 
 
-def test_e7_a_correction_waits_while_what_it_corrects_may_still_be_refused():
+def test_e07_a_correction_waits_while_what_it_corrects_may_still_be_refused():
     assert decide(target=3, stated=10, assured=0, next_sequence=1, used_slots={TEN}) == Wait(None)
     assert decide(target=3, stated=10, assured=7, next_sequence=2, used_slots=set(MINUTES[:2])) == Cut(
         2, -7, MINUTES[2]

@@ -16,7 +16,7 @@ STEPS = (
     "insert_entries",
     "settle_windows",
     "claim_due_entries",
-    "record_outcomes",
+    "record_outcome",
     "insert_canaries",
     "record_canaries",
     "store_summaries",
@@ -28,7 +28,7 @@ COMMITS = (
     "record_aggregation",
     "insert_entries",
     "claim_due_entries",
-    "record_outcomes",
+    "record_outcome",
     "insert_canaries",
     "confirm_entries",
 )
@@ -75,7 +75,7 @@ def test_c03_a_kill_after_the_send_and_before_the_answer_doubles_nothing(world, 
 
 
 def test_c04_a_kill_after_the_answers_and_before_they_are_recorded_doubles_nothing(world, pg_proxy):
-    pg_proxy.at("record_outcomes", Loss.HOLD)
+    pg_proxy.at("record_outcome", Loss.HOLD)
     world.kill_at(pg_proxy.reached, world.worker(DATABASE_URL=pg_proxy.url))
     assert counted_by_stripe(world.simulator) == world.truth()
 

@@ -13,8 +13,8 @@ FLUSHES = 8
 HOURS = 503
 SMALL_BATCHES = """
 from billing_pipeline.usage import submit
-assert submit.BATCH_SIZE > 50
-submit.BATCH_SIZE = 25  # so that all of them find work
+assert submit.BATCH_SIZE_MAX > 50
+submit.BATCH_SIZE_MAX = 25  # so that all of them find work
 """
 
 

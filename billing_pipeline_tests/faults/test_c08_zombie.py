@@ -42,6 +42,6 @@ def test_c08_a_flush_paused_past_its_claim_records_nothing_and_sends_nothing_mor
 
 
 def everything_recorded(connection):
-    entries = "SELECT entry_id, state::text, fence, next_attempt_at FROM ledger_entries ORDER BY entry_id"
+    entries = "SELECT entry_id, state::text, fence, first_attempt_at FROM ledger_entries ORDER BY entry_id"
     attempts = "SELECT attempt_id, fence, outcome, finished_at FROM attempts ORDER BY attempt_id"
     return connection.execute(entries).fetchall(), connection.execute(attempts).fetchall()

@@ -25,7 +25,7 @@ from billing_pipeline_tests.faults.conftest import wait_until
 PACKAGE = Path(billing_pipeline.__file__).parent
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_pgbouncer = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed: apt-get install pgbouncer")
-SMALL_BATCHES = "from billing_pipeline.usage import cut, submit\ncut.BATCH_SIZE = submit.BATCH_SIZE = 1\n"
+SMALL_BATCHES = "from billing_pipeline.usage import cut, submit\ncut.BATCH_SIZE = submit.BATCH_SIZE_MAX = 1\n"
 
 
 @pytest.fixture

@@ -73,9 +73,6 @@ def test_c19_an_entry_that_failed_a_thousand_times_is_still_sent(world):
     world.require_truth()
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="claim_due_entries orders by next_attempt_at and not by deadline yet"
-)
 def test_c20_after_an_outage_the_nearest_deadline_is_sent_first(world, proxy, monkeypatch):
     """Three deadlines: 20 h after a first attempt, 35 days after the slot, and, far off, neither."""
     connection = world.flow.connection
@@ -102,10 +99,10 @@ def test_c20_after_an_outage_the_nearest_deadline_is_sent_first(world, proxy, mo
     assert (len(fresh), len(old)) == (3, 1)
     # What is ambiguous was tried again all the time, the last time a minute ago.
     connection.execute(
-        "UPDATE ledger_entries SET next_attempt_at = %s WHERE state = 'ambiguous'",
+        "UPDATE open_entries SET retry_at = %s WHERE retry_at IS NOT NULL",
         (world.flow.clock() - timedelta(minutes=1),),
     )
-    monkeypatch.setattr(submit_stage, "BATCH_SIZE", 1)
+    monkeypatch.setattr(submit_stage, "BATCH_SIZE_MAX", 1)
     monkeypatch.setitem(world.flow.settings.__dict__, "stripe_max_concurrency", 1)
 
     world.flow.submit()

@@ -54,7 +54,7 @@ def entries(flow):
     return rows.fetchall()
 
 
-def test_c37_to_c41_a_flush_says_that_it_began_each_batch_and_that_it_ended(flow, usage, caplog):
+def test_line_c37_to_c41_a_flush_says_that_it_began_each_batch_and_that_it_ended(flow, usage, caplog):
     caplog.set_level(logging.INFO)
 
     flush(flow)
@@ -77,7 +77,7 @@ def test_c37_to_c41_a_flush_says_that_it_began_each_batch_and_that_it_ended(flow
     assert (done.totals["attempts"], done.totals["accepted"], done.totals["units_accepted"]) == (2, 2, 14)
 
 
-def test_c38_a_flush_with_nothing_to_send_says_so(flow, bill, caplog):
+def test_line_c38_a_flush_with_nothing_to_send_says_so(flow, bill, caplog):
     bill("acme")
     caplog.set_level(logging.INFO)
 
@@ -91,7 +91,7 @@ def test_c38_a_flush_with_nothing_to_send_says_so(flow, bill, caplog):
     assert words(caplog, SEND) == []
 
 
-def test_c42_c44_each_entry_says_that_it_is_sent_and_that_it_arrived(flow, usage, caplog, simulator):
+def test_line_c42_c44_each_entry_says_that_it_is_sent_and_that_it_arrived(flow, usage, caplog, simulator):
     caplog.set_level(logging.INFO)
 
     flush(flow)
@@ -111,7 +111,9 @@ def test_c42_c44_each_entry_says_that_it_is_sent_and_that_it_arrived(flow, usage
 
 
 @pytest.mark.parametrize(("mishap", "outcome"), [(Mishap.LOSE_ANSWER, "unknown"), (Mishap.SERVER_ERROR, "unknown")])
-def test_c43_a_send_that_failed_says_so_and_the_next_attempt_counts_up(flow, usage, caplog, proxy, mishap, outcome):
+def test_line_c43_a_send_that_failed_says_so_and_the_next_attempt_counts_up(
+    flow, usage, caplog, proxy, mishap, outcome
+):
     through_proxy = load_settings(
         **flow.settings.model_dump() | {"stripe_api_base": proxy.url, "stripe_max_concurrency": 1}
     )
@@ -131,7 +133,7 @@ def test_c43_a_send_that_failed_says_so_and_the_next_attempt_counts_up(flow, usa
     assert failed.error_code
 
     caplog.clear()
-    flow.connection.execute("UPDATE ledger_entries SET next_attempt_at = now()")
+    flow.connection.execute("UPDATE open_entries SET retry_at = NULL")
     proxied.submit()
     attempt, succeeded = lines(caplog, SEND)
     assert attempt.identifier == succeeded.identifier == failed.identifier
@@ -139,7 +141,7 @@ def test_c43_a_send_that_failed_says_so_and_the_next_attempt_counts_up(flow, usa
     assert attempt.idempotency_key == idempotency_key(failed.identifier, 2)
 
 
-def test_c43_a_refusal_names_stripes_request(flow, usage, bill, caplog):
+def test_line_c43_a_refusal_names_stripes_request(flow, usage, bill, caplog):
     flow.validate_contract()
     flow.aggregate()
     flow.cut()

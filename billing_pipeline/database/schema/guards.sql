@@ -93,9 +93,10 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE FUNCTION billing_pipeline.close_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION billing_pipeline.close_settled_entries() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM billing_pipeline.open_entries WHERE entry_id = OLD.entry_id;
+    DELETE FROM billing_pipeline.open_entries
+     WHERE entry_id = ANY (ARRAY(SELECT entry_id FROM changed WHERE state NOT IN ('pending', 'ambiguous')));
     RETURN NULL;
 END $$;
 
@@ -109,9 +110,8 @@ END $$;
 
 CREATE TRIGGER open_new AFTER INSERT ON billing_pipeline.ledger_entries
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.open_new_entries();
-CREATE TRIGGER close AFTER UPDATE OF state ON billing_pipeline.ledger_entries
-    FOR EACH ROW WHEN (OLD.state IN ('pending', 'ambiguous') AND NEW.state NOT IN ('pending', 'ambiguous'))
-    EXECUTE FUNCTION billing_pipeline.close_entry();
+CREATE TRIGGER close AFTER UPDATE ON billing_pipeline.ledger_entries
+    REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.close_settled_entries();
 CREATE TRIGGER hold AFTER UPDATE OF hold_reason ON billing_pipeline.ledger_entries
     FOR EACH ROW WHEN (NEW.hold_reason IS DISTINCT FROM OLD.hold_reason)
     EXECUTE FUNCTION billing_pipeline.hold_open_entry();

@@ -45,7 +45,8 @@ WITH due AS (
       FROM due
       JOIN side USING (window_id)
      CROSS JOIN LATERAL (
-           SELECT coalesce(sum(value), 0) AS stated
+           SELECT coalesce(sum(value), 0) AS stated,
+                  coalesce(sum(value) FILTER (WHERE state IN ('confirmed', 'adopted') OR value < 0), 0) AS assured
              FROM ledger_entries
             WHERE window_id = due.window_id AND state NOT IN ('rejected', 'replaced')
               AND slot_at >= side.begins_at AND slot_at < side.until_at) e

@@ -37,24 +37,26 @@ WITH due AS (
        SET state = 'ambiguous', fence = e.fence + 1, lease_until = %(now)s + %(entry_lease)s,
            first_attempt_at = coalesce(e.first_attempt_at, %(now)s), last_attempt_at = %(now)s
       FROM due
-     WHERE e.entry_id = due.entry_id
-    RETURNING e.entry_id, due.send_by, e.window_id, e.fence, e.stripe_customer_id, e.event_name, e.value, e.slot_at,
-              e.identifier,
-              -- LIMIT keeps this a look-up per entry; without it the planner reads all attempts ever made.
-              e.fence > 1 AND (SELECT true FROM attempts a
-                                WHERE a.entry_id = e.entry_id AND a.outcome IS DISTINCT FROM 'not_executed'
-                                LIMIT 1) IS NOT NULL AS earlier_unknown
+     -- By key: for two thousand look-ups the planner would rather read the whole table.
+     WHERE e.entry_id = ANY (ARRAY(SELECT entry_id FROM due)) AND e.entry_id = due.entry_id
+    RETURNING e.entry_id, e.fence, due.send_by
 ), attempted AS (
     INSERT INTO attempts (entry_id, fence, channel, started_at)
-    SELECT entry_id, fence, %(channel)s, %(now)s FROM claimed
-    RETURNING attempt_id, entry_id
+    SELECT entry_id, fence, %(channel)s, %(now)s FROM claimed ORDER BY send_by, entry_id
+    RETURNING attempt_id, entry_id, fence
 )
-SELECT a.attempt_id, c.entry_id, w.organization_id, c.fence, c.stripe_customer_id, c.event_name, c.value, c.slot_at,
-       c.identifier, c.earlier_unknown
-  FROM claimed c
-  JOIN attempted a USING (entry_id)
-  JOIN usage_windows w USING (window_id)
- ORDER BY c.send_by, c.entry_id;
+-- What an entry states never changes, so it may be read as it was before the claim; a join of the two lists above
+-- would be a loop in a loop.
+SELECT a.attempt_id, a.entry_id,
+       (SELECT organization_id FROM usage_windows w WHERE w.window_id = e.window_id) AS organization_id,
+       a.fence, e.stripe_customer_id, e.event_name, e.value, e.slot_at, e.identifier,
+       -- LIMIT keeps this a look-up per entry; without it the planner reads all attempts ever made.
+       a.fence > 1 AND (SELECT true FROM attempts earlier
+                         WHERE earlier.entry_id = a.entry_id AND earlier.outcome IS DISTINCT FROM 'not_executed'
+                         LIMIT 1) IS NOT NULL AS earlier_unknown
+  FROM attempted a
+  JOIN ledger_entries e USING (entry_id)
+ ORDER BY a.attempt_id;
 
 -- name: record_outcome
 -- What several entries came to.  Only where the fence is still ours, and only before the claim ran out (the caller
@@ -70,7 +72,8 @@ WITH recorded AS (
            AS answer (attempt_id, entry_id, fence, request_id)
      -- The fence alone says whether the entry is still this claim's: whoever settles an entry raises it.  A condition
      -- on the state would make the planner read the backlog instead of the keys.
-     WHERE e.entry_id = answer.entry_id AND e.fence = answer.fence
+     WHERE e.entry_id = ANY (ARRAY(SELECT unnest(%(entry_ids)s::bigint[])))
+       AND e.entry_id = answer.entry_id AND e.fence = answer.fence
     RETURNING e.window_id, answer.attempt_id, answer.request_id
 ), finished AS (
     -- Joined by its own key alone: a join of two lists of thousands would be a loop in a loop.
