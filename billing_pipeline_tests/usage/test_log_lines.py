@@ -111,9 +111,7 @@ def test_line_c42_c44_each_entry_says_that_it_is_sent_and_that_it_arrived(flow, 
 
 
 @pytest.mark.parametrize(("mishap", "outcome"), [(Mishap.LOSE_ANSWER, "unknown"), (Mishap.SERVER_ERROR, "unknown")])
-def test_line_c43_a_send_that_failed_says_so_and_the_next_attempt_counts_up(
-    flow, usage, caplog, proxy, mishap, outcome
-):
+def test_line_c43_a_failed_send_says_so_and_the_next_attempt_counts_up(flow, usage, caplog, proxy, mishap, outcome):
     through_proxy = load_settings(
         **flow.settings.model_dump() | {"stripe_api_base": proxy.url, "stripe_max_concurrency": 1}
     )
