@@ -65,7 +65,8 @@ def fetch(
     parts: Mapping[str, Composable] | None = None,
 ) -> list[Row]:
     """Run a statement and build one `row` (a frozen dataclass) per result row."""
-    with connection.cursor(row_factory=class_row(row)) as cursor:
+    # Binary: the driver reads numbers and times without going through text.
+    with connection.cursor(row_factory=class_row(row), binary=True) as cursor:
         return cursor.execute(_compose(name, parts), params).fetchall()
 
 

@@ -12,12 +12,10 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from billing_pipeline.domain.entries import Outcome
-from billing_pipeline.domain.identifiers import idempotency_key
 from billing_pipeline.stripe_api.meter_events import Answer, MeterEvent
 
 logger = logging.getLogger(__name__)
@@ -42,35 +40,19 @@ class MeterSink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimedEntry:
-    """An entry this worker may send: its attempt is committed and its fence is ours."""
+class ClaimedEntry(MeterEvent):
+    """A meter event this worker may send: its attempt is committed and its fence is ours."""
 
     attempt_id: int
     entry_id: int
     organization_id: str
     fence: int
-    stripe_customer_id: str
-    event_name: str
-    value: int
-    slot_at: datetime
-    identifier: str
     earlier_unknown: bool
 
     @property
     def lane(self) -> tuple[str, str]:
         """Requests of one lane are never under way together."""
         return (self.stripe_customer_id, self.event_name)
-
-    def as_meter_event(self) -> MeterEvent:
-        """What is sent."""
-        return MeterEvent(
-            identifier=self.identifier,
-            idempotency_key=idempotency_key(self.identifier, self.fence),
-            event_name=self.event_name,
-            stripe_customer_id=self.stripe_customer_id,
-            value=self.value,
-            timestamp=self.slot_at,
-        )
 
 
 def halts(entry: ClaimedEntry, answer: Answer) -> bool:
@@ -105,7 +87,7 @@ async def send_batch(
                 _log_attempts(request)
                 # The deadline is asked again by nobody after this line: a request that leaves later than its lease
                 # still meets Stripe's own deduplication.
-                received = await sink.send([entry.as_meter_event() for entry in request])
+                received = await sink.send(request)
                 answers.update((entry.entry_id, answer) for entry, answer in zip(request, received, strict=True))
                 _log_answers(request, received)
                 stopped |= any(map(halts, request, received))
@@ -140,7 +122,7 @@ def _fields(entry: ClaimedEntry, answer: Answer | None = None) -> dict[str, Any]
         "action": "meter_event_submit",
         "organization_id": entry.organization_id,
         "identifier": entry.identifier,
-        "idempotency_key": idempotency_key(entry.identifier, entry.fence),
+        "idempotency_key": entry.idempotency_key,
         "attempt": entry.fence,
     }
     if answer is not None:

@@ -9,9 +9,11 @@ A canary follows the last batch; when Stripe shows it, everything before it has 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -90,7 +92,8 @@ def submit(
     milestones.info("Stripe usage flush started", extra={"action": "flush_started"})
     queries.execute(connection, "hold_entries_too_old", {"now": clock(), "past_max": context.times.past_max})
     run = _Run(connection, sink, context, clock, on_progress)
-    asyncio.run(run.send_everything())
+    with _old_objects_left_alone():
+        asyncio.run(run.send_everything())
     report = SubmitReport(
         attempts=run.totals["attempts"],
         accepted=run.totals[Outcome.OK],
@@ -105,6 +108,17 @@ def submit(
         milestones.info("Stripe usage flush found no pending events", extra={"action": "flush_empty"})
     milestones.info("Stripe usage flush completed", extra={"action": "flush_completed", "totals": asdict(report)})
     return report
+
+
+@contextmanager
+def _old_objects_left_alone() -> Iterator[None]:
+    # Every batch makes enough objects to have the collector walk all that the libraries keep for ever: 15 of 90 us of
+    # processor time per entry.
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(frozen=True, slots=True)

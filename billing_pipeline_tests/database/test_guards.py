@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import Connection
-from psycopg.errors import CheckViolation, ExclusionViolation, IntegrityConstraintViolation, UniqueViolation
+from psycopg.errors import (
+    CheckViolation,
+    ExclusionViolation,
+    ForeignKeyViolation,
+    IntegrityConstraintViolation,
+    UniqueViolation,
+)
 
 from billing_pipeline.database.connection import connect
 from billing_pipeline.database.tables import entry_state
@@ -172,6 +178,11 @@ def test_an_attempts_outcome_is_written_once(connection, entry_id):
 
     with pytest.raises(IntegrityConstraintViolation, match=f"attempt {attempt_id} is append-only"):
         connection.execute("UPDATE attempts SET outcome = 'ok'")
+
+
+def test_an_attempt_is_of_an_entry_of_the_ledger(connection, entry_id):
+    with pytest.raises(ForeignKeyViolation, match="not in the ledger"):
+        add_attempt(connection, entry_id + 1)
 
 
 @pytest.mark.parametrize("change", ["fence = 2", "channel = 'v2_stream'", "started_at = now()"])

@@ -34,6 +34,18 @@ BEGIN
     RETURN NEW;
 END $$;
 
+-- An attempt is made of an entry that is there; entries are never deleted, so one look is enough.
+CREATE FUNCTION billing_pipeline.guard_new_attempts() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (SELECT count(*) FROM billing_pipeline.ledger_entries WHERE entry_id = ANY (ARRAY(SELECT entry_id FROM added)))
+       <> (SELECT count(DISTINCT entry_id) FROM added)
+    THEN
+        RAISE EXCEPTION 'an attempt names an entry that is not in the ledger'
+            USING ERRCODE = 'foreign_key_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
 CREATE TRIGGER guard_new BEFORE INSERT ON billing_pipeline.ledger_entries
     FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_new_ledger_entry();
 -- Only states, times, fence and hold may change, and states only along the protocol's arrows.
@@ -63,6 +75,8 @@ CREATE TRIGGER guard_state BEFORE UPDATE ON billing_pipeline.ledger_entries
     EXECUTE FUNCTION billing_pipeline.refuse_entry_change('state');
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.ledger_entries
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER guard_new AFTER INSERT ON billing_pipeline.attempts
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.guard_new_attempts();
 -- An attempt's outcome is written once.
 CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.attempts
     FOR EACH ROW WHEN (

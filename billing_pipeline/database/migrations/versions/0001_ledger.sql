@@ -163,6 +163,28 @@ COMMENT ON COLUMN billing_pipeline.ledger_identity.database_system_id IS 'pg_con
 COMMENT ON COLUMN billing_pipeline.ledger_identity.database_timeline IS 'changes when a backup is restored or a standby promoted';
 COMMENT ON COLUMN billing_pipeline.ledger_identity.frozen_reason IS 'not null: nothing is sent until a person releases it';
 
+CREATE TABLE billing_pipeline.attempts (
+    attempt_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    entry_id BIGINT NOT NULL,
+    fence BIGINT NOT NULL,
+    channel TEXT NOT NULL,
+    started_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    finished_at TIMESTAMPTZ,
+    outcome TEXT,
+    http_status SMALLINT,
+    error_code TEXT,
+    error_message TEXT,
+    request_id TEXT,
+    CONSTRAINT attempts_pkey PRIMARY KEY (attempt_id),
+    CONSTRAINT attempts_entry_id_fence_key UNIQUE (entry_id, fence),
+    CONSTRAINT attempts_channel_check CHECK (channel IN ('v1', 'v2_stream')),
+    CONSTRAINT attempts_outcome_check CHECK (outcome IN ('ok', 'duplicate', 'not_executed', 'rejected', 'unknown'))
+)
+ WITH (fillfactor = 40);
+COMMENT ON COLUMN billing_pipeline.attempts.outcome IS 'null: not known; the entry stays ambiguous';
+COMMENT ON COLUMN billing_pipeline.attempts.error_message IS 'Stripe''s words, without secrets';
+COMMENT ON COLUMN billing_pipeline.attempts.request_id IS 'Stripe''s request id';
+
 CREATE TABLE billing_pipeline.meter_summaries (
     stripe_customer_id TEXT NOT NULL,
     event_name TEXT NOT NULL,
@@ -330,29 +352,6 @@ COMMENT ON TABLE billing_pipeline.open_entries IS 'the submitter''s work: entrie
 COMMENT ON COLUMN billing_pipeline.open_entries.send_by IS 'after this Stripe may count it twice, or not at all';
 COMMENT ON COLUMN billing_pipeline.open_entries.retry_at IS 'not before; null: at once; infinity: on hold';
 
-CREATE TABLE billing_pipeline.attempts (
-    attempt_id BIGINT GENERATED ALWAYS AS IDENTITY,
-    entry_id BIGINT NOT NULL,
-    fence BIGINT NOT NULL,
-    channel TEXT NOT NULL,
-    started_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
-    finished_at TIMESTAMPTZ,
-    outcome TEXT,
-    http_status SMALLINT,
-    error_code TEXT,
-    error_message TEXT,
-    request_id TEXT,
-    CONSTRAINT attempts_pkey PRIMARY KEY (attempt_id),
-    CONSTRAINT attempts_entry_id_fence_key UNIQUE (entry_id, fence),
-    CONSTRAINT attempts_channel_check CHECK (channel IN ('v1', 'v2_stream')),
-    CONSTRAINT attempts_outcome_check CHECK (outcome IN ('ok', 'duplicate', 'not_executed', 'rejected', 'unknown')),
-    CONSTRAINT attempts_entry_id_fkey FOREIGN KEY(entry_id) REFERENCES billing_pipeline.ledger_entries (entry_id)
-)
- WITH (fillfactor = 40);
-COMMENT ON COLUMN billing_pipeline.attempts.outcome IS 'null: not known; the entry stays ambiguous';
-COMMENT ON COLUMN billing_pipeline.attempts.error_message IS 'Stripe''s words, without secrets';
-COMMENT ON COLUMN billing_pipeline.attempts.request_id IS 'Stripe''s request id';
-
 CREATE TABLE billing_pipeline.evidence (
     evidence_id BIGINT GENERATED ALWAYS AS IDENTITY,
     entry_id BIGINT NOT NULL,
@@ -436,6 +435,18 @@ BEGIN
     RETURN NEW;
 END $$;
 
+-- An attempt is made of an entry that is there; entries are never deleted, so one look is enough.
+CREATE FUNCTION billing_pipeline.guard_new_attempts() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (SELECT count(*) FROM billing_pipeline.ledger_entries WHERE entry_id = ANY (ARRAY(SELECT entry_id FROM added)))
+       <> (SELECT count(DISTINCT entry_id) FROM added)
+    THEN
+        RAISE EXCEPTION 'an attempt names an entry that is not in the ledger'
+            USING ERRCODE = 'foreign_key_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
 CREATE TRIGGER guard_new BEFORE INSERT ON billing_pipeline.ledger_entries
     FOR EACH ROW EXECUTE FUNCTION billing_pipeline.guard_new_ledger_entry();
 -- Only states, times, fence and hold may change, and states only along the protocol's arrows.
@@ -465,6 +476,8 @@ CREATE TRIGGER guard_state BEFORE UPDATE ON billing_pipeline.ledger_entries
     EXECUTE FUNCTION billing_pipeline.refuse_entry_change('state');
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.ledger_entries
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER guard_new AFTER INSERT ON billing_pipeline.attempts
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.guard_new_attempts();
 -- An attempt's outcome is written once.
 CREATE TRIGGER guard_change BEFORE UPDATE ON billing_pipeline.attempts
     FOR EACH ROW WHEN (
