@@ -1,8 +1,8 @@
 """Stage 4: send due entries to Stripe, so that each counts once whatever gets lost on the way.
 
 The order is the protocol: claim and commit the attempts, raise the high-water mark, send, record under the fence.
-While one batch is under way, the database records the last and claims the next.  A crash at any point leaves ambiguous
-entries that the next flush sends again under the same identifiers.
+While batches are under way, the ledger records the last ones and claims the next.  A crash at any point leaves
+ambiguous entries that the next flush sends again under the same identifiers.
 A canary follows the last batch; when Stripe shows it, everything before it has had its time.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -37,7 +38,9 @@ milestones = logging.getLogger("billing_pipeline.milestones")
 
 BATCH_SIZE_MAX = 2_000
 BATCH_TIME = timedelta(seconds=10)
-"""At Stripe's pace a batch is under way no longer; the next one, claimed meanwhile, must not run out of its lease."""
+"""At Stripe's pace a batch is under way no longer; those claimed meanwhile must not run out of their lease."""
+CLAIMED_AHEAD = 2
+"""Batches claimed before they are sent, so that sending never waits for the ledger."""
 NO_MARK = Answer(Outcome.NOT_EXECUTED, error_code="no_mark")
 
 
@@ -134,8 +137,11 @@ class _Sent:
         return any(halts(entry, answer) for entry, answer in zip(self.claim.entries, self.answers, strict=True))
 
 
+Recording = tuple[_Sent, asyncio.Future[None]]
+
+
 class _Run:
-    """One submission.  Its connection is used by one thread at a time: the loop waits for the one it started."""
+    """One submission.  While it sends, its connection belongs to the ledger's one thread, which claims and records."""
 
     def __init__(
         self,
@@ -156,16 +162,8 @@ class _Run:
     async def send_everything(self) -> None:
         """Batch after batch until nothing is due, then the canaries."""
         async with self._sink:
-            sent: _Sent | None = None
-            batch = await asyncio.to_thread(self._claim)
-            while batch.entries:
-                sent, batch = await self._send_one_batch(batch, sent)
-                if sent.halts:
-                    self._record(_Sent(batch, [NOT_SENT] * len(batch.entries)))
-                    break
-            if sent is not None:
-                self._record(sent)
-                self._say_completed(sent)
+            with ThreadPoolExecutor(1) as ledger:
+                await self._send_batches(asyncio.get_running_loop(), ledger)
             if self.totals["attempts"] and self._context.canary_customer is not None:
                 self.totals["canaries"] = await _send_canaries(
                     self._connection,
@@ -176,28 +174,49 @@ class _Run:
                     self._clock(),
                 )
 
-    async def _send_one_batch(self, batch: Claim, last: _Sent | None) -> tuple[_Sent, Claim]:
-        """Send a batch; meanwhile the ledger records the last one and claims the next, which is returned."""
-        milestones.info(
-            "Stripe usage flush batch started", extra={"action": "batch_started", "size": len(batch.entries)}
-        )
-        sending = asyncio.create_task(
-            send_batch(self._sink, batch.entries, self._context.concurrency, batch.send_before)
-        )
+    async def _send_batches(self, loop: asyncio.AbstractEventLoop, ledger: Executor) -> None:
+        claims = deque(loop.run_in_executor(ledger, self._claim) for _ in range(CLAIMED_AHEAD))
+        records: deque[Recording] = deque()
         try:
-            following = await asyncio.to_thread(self._record_and_claim, last)
+            while (batch := await claims.popleft()).entries:
+                claims.append(loop.run_in_executor(ledger, self._claim))
+                milestones.info(
+                    "Stripe usage flush batch started", extra={"action": "batch_started", "size": len(batch.entries)}
+                )
+                answers = await send_batch(self._sink, batch.entries, self._context.concurrency, batch.send_before)
+                sent = _Sent(batch, answers)
+                records.append((sent, loop.run_in_executor(ledger, self._record, sent)))
+                if sent.halts:
+                    break
+                if len(records) > 1:
+                    await self._recorded(records.popleft())
         except Exception:
-            # What is under way is not left without its answers.
-            self._record(_Sent(batch, await sending))
+            # Neither what was sent nor what was claimed is left without its record.
+            await self._finish(loop, ledger, claims, records)
             raise
-        if last is not None:
-            self._say_completed(last)
-        return _Sent(batch, await sending), following
+        await self._finish(loop, ledger, claims, records)
 
-    def _record_and_claim(self, last: _Sent | None) -> Claim:
-        if last is not None:
-            self._record(last)
-        return self._claim()
+    async def _recorded(self, recording: Recording) -> None:
+        sent, done = recording
+        await done
+        milestones.info(
+            "Stripe usage flush batch completed", extra={"action": "batch_completed", "totals": dict(self.totals)}
+        )
+        self._on_progress(len(sent.claim.entries))
+
+    async def _finish(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ledger: Executor,
+        claims: deque[asyncio.Future[Claim]],
+        records: deque[Recording],
+    ) -> None:
+        for claimed in await asyncio.gather(*claims, return_exceptions=True):
+            if isinstance(claimed, Claim) and claimed.entries:
+                unsent = _Sent(claimed, [NOT_SENT] * len(claimed.entries))
+                await loop.run_in_executor(ledger, self._record, unsent)
+        while records:
+            await self._recorded(records.popleft())
 
     def _claim(self) -> Claim:
         """The next batch, with its attempts committed and the mark raised: it may leave."""
@@ -234,12 +253,6 @@ class _Run:
             raise StripeRefused(
                 f"Stripe refuses the key: {refused.error_message}. Entries wait unchanged; mend the key."
             )
-
-    def _say_completed(self, sent: _Sent) -> None:
-        milestones.info(
-            "Stripe usage flush batch completed", extra={"action": "batch_completed", "totals": dict(self.totals)}
-        )
-        self._on_progress(len(sent.claim.entries))
 
 
 def send_canaries(
