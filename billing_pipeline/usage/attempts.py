@@ -21,7 +21,7 @@ from billing_pipeline.domain.protocol import ProtocolTimes
 from billing_pipeline.stripe_api.meter_events import Answer
 from billing_pipeline.usage.gate import freeze
 from billing_pipeline.usage.lease import Lease
-from billing_pipeline.usage.send import ClaimedEntry, boot_nanoseconds
+from billing_pipeline.usage.send import ClaimedEntry
 
 _MICROSECOND = timedelta(microseconds=1)
 _OPEN = (EntryState.PENDING, EntryState.AMBIGUOUS)
@@ -48,10 +48,13 @@ def claim(
     *,
     limit: int,
     now: datetime,
+    boot_now: int,
 ) -> Claim:
-    """Claim up to `limit` due entries, those with the earliest deadline first; an empty claim when none is due."""
-    # Read before the claim is made, so that the worker's own clock never gives more time than the ledger's.
-    send_before = boot_nanoseconds() + times.send_within // _MICROSECOND * 1_000
+    """Claim up to `limit` due entries, those with the earliest deadline first; an empty claim when none is due.
+
+    `boot_now` is `boot_nanoseconds()` from before `now` was read: a worker that is paused in between then has less time
+    to send than the ledger gives it, never more.
+    """
     params = {
         "channel": channel,
         "now": now,
@@ -68,7 +71,7 @@ def claim(
         return queries.fetch(connection, "claim_due_entries", ClaimedEntry, params)
 
     entries = in_transaction(connection, wake_and_claim, name="The claim")
-    return Claim(entries, now + times.entry_lease, send_before)
+    return Claim(entries, now + times.entry_lease, boot_now + times.send_within // _MICROSECOND * 1_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from billing_pipeline.usage.canary import record_canaries, write_canaries
 from billing_pipeline.usage.gate import Identity
 from billing_pipeline.usage.lease import Lease, renew
 from billing_pipeline.usage.mark import HighWaterMark, Mark
-from billing_pipeline.usage.send import NOT_SENT, MeterSink, halts, send_batch
+from billing_pipeline.usage.send import NOT_SENT, MeterSink, boot_nanoseconds, halts, send_batch
 
 # The milestones go to Dagster's event log, which stores a row for each; single entries must not.
 milestones = logging.getLogger("billing_pipeline.milestones")
@@ -220,6 +220,7 @@ class _Run:
 
     def _claim(self) -> Claim:
         """The next batch, with its attempts committed and the mark raised: it may leave."""
+        boot_now = boot_nanoseconds()
         now = self._clock()
         self._lease = renew(self._connection, self._lease, ttl=self._context.lease_ttl, now=now)
         batch = claim(
@@ -229,6 +230,7 @@ class _Run:
             self._context.times,
             limit=self._context.batch_size,
             now=now,
+            boot_now=boot_now,
         )
         if batch.entries:
             try:

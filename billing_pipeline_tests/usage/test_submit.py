@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -270,6 +271,25 @@ def test_the_entry_that_must_be_sent_first_goes_first(flow, bill, proxy):
     submit(flow.connection, sink, order, clock=lambda: clock() + timedelta(minutes=11))
 
     assert sink.customers == [customers["lost"], customers["old"], customers["new"]]
+
+
+def test_a_worker_paused_before_its_claim_sends_nothing_of_it(flow, entry, simulator, monkeypatch):
+    """Paused between reading the clock and claiming: the claim has run out before it is made."""
+    pause = (flow.settings.protocol_times.entry_lease + timedelta(seconds=1)) // timedelta(microseconds=1) * 1_000
+    clock, held = flow.clock, context(flow)
+    clock_gettime_ns = time.clock_gettime_ns
+    readings = []
+
+    def clock_then_pause():
+        readings.append(clock())
+        return readings[-1]
+
+    # The second reading is the first claim's.
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda which: clock_gettime_ns(which) + pause * (len(readings) > 1))
+    submit(flow.connection, V1MeterSink(flow.settings), held, clock=clock_then_pause)
+
+    assert attempts(flow)[0] == "not_executed"
+    assert counted_by_stripe(simulator) == {}
 
 
 def test_an_entry_on_hold_is_neither_sent_nor_read_until_it_is_released(flow, entry, simulator):
