@@ -36,7 +36,7 @@ from billing_pipeline.usage.send import NOT_SENT, MeterSink, boot_nanoseconds, h
 # The milestones go to Dagster's event log, which stores a row for each; single entries must not.
 milestones = logging.getLogger("billing_pipeline.milestones")
 
-BATCH_SIZE_MAX = 2_000
+BATCH_SIZE_MAX = 5_000
 BATCH_TIME = timedelta(seconds=10)
 """At Stripe's pace a batch is under way no longer; those claimed meanwhile must not run out of their lease."""
 CLAIMED_AHEAD = 2
