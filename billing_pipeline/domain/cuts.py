@@ -17,7 +17,7 @@ VALUE_MAX = 10**15 - 1
 """Stripe: at most 15 significant digits (2026-04-22, billing-meter-event-values-validation)."""
 COALESCE_FROM = 25
 """Of an hour's sixty minutes: once so many are used, the rest is spent one a day.  Thirty-five are left then, one for
-each day on which Stripe takes usage of the hour.  Windows shorter than an hour have their share."""
+each day on which Stripe takes usage of the hour."""
 COALESCE_FOR = timedelta(days=1)
 LAST_HOURS = timedelta(hours=6)
 """Before a window is too old for Stripe nothing waits any more, with room for a flush or more that fails."""
@@ -81,8 +81,8 @@ def decide_cut(
         return HoldReason.TOO_OLD
 
     def spent(of_an_hour: int) -> bool:
-        # The window's entries are numbered to sixty, however short it is and wherever their minutes are.
-        return len(used_slots) >= -(-of_an_hour * slots // SLOTS_PER_HOUR) or next_sequence >= of_an_hour
+        # A part of an hour borrows minutes beside it, and what it takes back must not wait for its period's invoice.
+        return next_sequence >= of_an_hour or (slots == SLOTS_PER_HOUR and len(used_slots) >= of_an_hour)
 
     if spent(HOLD_FROM) and not last_slots_released:
         return HoldReason.LAST_SLOTS
