@@ -18,7 +18,7 @@ import stripe
 from billing_pipeline.domain.entries import Outcome
 from billing_pipeline.settings import MeterSinkName, Settings
 from billing_pipeline.stripe_api.client import AUTH_ERRORS, is_stripes_own, make_client, stripe_words
-from billing_pipeline.stripe_api.http import MeterHttpClient
+from billing_pipeline.stripe_api.http import JsonBodyClient, MeterHttpClient
 from billing_pipeline.stripe_api.pace import Pace
 
 DUPLICATE_MESSAGE = "An event already exists with identifier"
@@ -125,7 +125,7 @@ class V2StreamSink:
         self._http = MeterHttpClient(settings.stripe_timeout_seconds)
         self._sessions = make_client(settings, self._http)
         self._pace = Pace(settings.meter_events_per_second)
-        self._stream: stripe.StripeClient | None = None
+        self._token: str | None = None
         self._renew_at = 0.0
 
     async def __aenter__(self) -> V2StreamSink:
@@ -138,28 +138,16 @@ class V2StreamSink:
         """Send up to 100 events once.  Never raises for anything Stripe or the network does."""
         await self._pace.turn(len(events))
         try:
-            stream = await self._session()
+            token = await self._session()
         except Exception as exc:
             # No session, no request: nothing of ours was executed, whatever became of the session's own request.
             return [replace(_answer_of(exc), outcome=Outcome.NOT_EXECUTED)] * len(events)
         try:
             # The SDK's own method for this throws the body away, and with it the proof that Stripe answered.
-            answered = await stream.raw_request_async(
-                "post",
-                "/v2/billing/meter_event_stream",
-                base="meter_events",
-                events=[
-                    {
-                        "event_name": event.event_name,
-                        "payload": _payload(event),
-                        "identifier": event.identifier,
-                        "timestamp": event.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                    }
-                    for event in events
-                ],
-            )
+            stream = make_client(self._settings, JsonBodyClient(self._http, _stream_body(events)), key=token)
+            answered = await stream.raw_request_async("post", "/v2/billing/meter_event_stream", base="meter_events")
         except stripe.TemporarySessionExpiredError as exc:
-            self._stream = None
+            self._token = None
             return [Answer(Outcome.NOT_EXECUTED, exc.http_status, "session_expired", None, exc.request_id)] * len(
                 events
             )
@@ -180,14 +168,14 @@ class V2StreamSink:
             )
         return answer
 
-    async def _session(self) -> stripe.StripeClient:
-        if self._stream is None or time.monotonic() >= self._renew_at:
+    async def _session(self) -> str:
+        if self._token is None or time.monotonic() >= self._renew_at:
             session = await self._sessions.v2.billing.meter_event_session.create_async()
             if session.livemode != self._settings.livemode:
                 raise ForeignSession("the session is of another mode than the key")
-            self._stream = make_client(self._settings, self._http, key=session.authentication_token)
+            self._token = session.authentication_token
             self._renew_at = time.monotonic() + SESSION_RENEWAL_SECONDS
-        return self._stream
+        return self._token
 
 
 def make_sink(settings: Settings) -> V1MeterSink | V2StreamSink:
@@ -197,6 +185,20 @@ def make_sink(settings: Settings) -> V1MeterSink | V2StreamSink:
 
 def _payload(event: MeterEvent) -> dict[str, str]:
     return {"stripe_customer_id": event.stripe_customer_id, "value": str(event.value)}
+
+
+def _stream_body(events: Sequence[MeterEvent]) -> dict[str, Any]:
+    return {
+        "events": [
+            {
+                "event_name": event.event_name,
+                "payload": _payload(event),
+                "identifier": event.identifier,
+                "timestamp": event.timestamp.isoformat(),
+            }
+            for event in events
+        ]
+    }
 
 
 def _answer_of(exc: Exception) -> Answer:

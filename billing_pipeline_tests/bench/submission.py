@@ -7,13 +7,17 @@ import resource
 import subprocess
 import sys
 import time
+from collections import deque
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, cast
 
 from billing_pipeline.database.connection import connect
-from billing_pipeline.settings import Settings
+from billing_pipeline.settings import MeterSinkName, Settings
 from billing_pipeline.stripe_api.catalogue import set_up_catalogue
+from billing_pipeline.stripe_api.client import StripeClient, make_client
 from billing_pipeline.stripe_api.customers import create_customers
-from billing_pipeline.stripe_api.meter_events import MeterEvent, make_sink
+from billing_pipeline.stripe_api.http import MeterHttpClient
 from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline_tests.bench.line import Line
 from billing_pipeline_tests.bench.stack import bench_stack
@@ -103,26 +107,50 @@ def _prepare(flow: UsageFlow, entries: int) -> list[str]:
 
 
 def _bare_rate(settings: Settings, customers: list[str], numbers: range) -> float:
-    """The same requests by the SDK alone: no ledger, nothing recorded."""
+    """The same events by the SDK's own methods alone: no ledger, nothing recorded."""
 
     async def run() -> float:
-        async with make_sink(settings) as sink:
-            batches = [
-                [_event(customers, number) for number in numbers[start : start + sink.batch_size]]
-                for start in range(0, len(numbers), sink.batch_size)
-            ]
+        http = MeterHttpClient(settings.stripe_timeout_seconds)
+        try:
+            client = make_client(settings, http)
+            if settings.stripe_meter_sink is MeterSinkName.V1:
+                calls = deque(partial(_create, client, _event(customers, number)) for number in numbers)
+            else:
+                session = await client.v2.billing.meter_event_session.create_async()
+                stream = make_client(settings, http, key=session.authentication_token)
+                calls = deque(
+                    partial(_stream, stream, [_event(customers, number) for number in numbers[start : start + 100]])
+                    for start in range(0, len(numbers), 100)
+                )
 
             async def work() -> None:
-                while batches:
-                    await sink.send(batches.pop())
+                while calls:
+                    await calls.popleft()()
 
             started = time.perf_counter()
             await asyncio.gather(*(work() for _ in range(settings.stripe_max_concurrency)))
             return len(numbers) / (time.perf_counter() - started)
+        finally:
+            await http.close_async()
 
     return asyncio.run(run())
 
 
-def _event(customers: list[str], number: int) -> MeterEvent:
-    at = THIS_HOUR - timedelta(days=20) + timedelta(minutes=number % 1_000)
-    return MeterEvent(f"bare-{number}", f"bare-{number}-1", "prompt_tokens", customers[number % len(customers)], 1, at)
+async def _create(client: StripeClient, event: dict[str, Any]) -> None:
+    event["timestamp"] = int(event["timestamp"].timestamp())
+    await client.v1.billing.meter_events.create_async(cast(Any, event))
+
+
+async def _stream(client: StripeClient, events: list[dict[str, Any]]) -> None:
+    for event in events:
+        event["timestamp"] = event["timestamp"].isoformat()
+    await client.v2.billing.meter_event_stream.create_async({"events": cast(Any, events)})
+
+
+def _event(customers: list[str], number: int) -> dict[str, Any]:
+    return {
+        "event_name": "prompt_tokens",
+        "payload": {"stripe_customer_id": customers[number % len(customers)], "value": "1"},
+        "identifier": f"bare-{number}",
+        "timestamp": THIS_HOUR - timedelta(days=20) + timedelta(minutes=number % 1_000),
+    }
