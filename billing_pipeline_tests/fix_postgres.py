@@ -189,3 +189,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "server_url" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+
+
+def require_superuser(connection: Connection[tuple[Any, ...]]) -> None:
+    """Skip where `DATABASE_URL` names a server on which this login may not make logins of its own."""
+    if connection.execute("SELECT usesuper FROM pg_user WHERE usename = current_user").fetchone() != (True,):
+        pytest.skip("the login of DATABASE_URL may not create roles: give it SUPERUSER, or leave DATABASE_URL unset")

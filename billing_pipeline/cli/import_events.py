@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from billing_pipeline.errors import ImportRefused, UserError
+from billing_pipeline.cli.times import instant
+from billing_pipeline.errors import ImportRefused
 
 if TYPE_CHECKING:
     from billing_pipeline.usage.import_mapping import ImportMapping
@@ -83,7 +83,7 @@ def import_events_command(
     }
     given = {name: value for name, value in options.items() if value not in (None, [])}
     columns = load_mapping(mapping, given)
-    end_at = _instant(shift_to_end_at) if shift_to_end_at else None
+    end_at = instant("--shift-to-end-at", shift_to_end_at) if shift_to_end_at else None
     settings = load_settings()
     unknown = sorted(_event_types(file, columns) - load_catalogue(settings).known_event_types)
 
@@ -153,13 +153,3 @@ def _progress_bar() -> Iterator[Callable[[int], None]]:
 def _event_rule(text: str) -> dict[str, str]:
     event_type, equals, column = text.partition("=")
     return {"event_type": event_type, **({"quantity_column": column} if equals else {})}
-
-
-def _instant(text: str) -> datetime:
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise UserError(f"--shift-to-end-at {text} is not a time with an offset; write it like 2026-11-21T06:00:00Z.")
-    return instant

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from billing_pipeline.cli.hints import amount, as_typed
+from billing_pipeline.cli.times import instant
 from billing_pipeline.cli.usage import open_ledger, open_local_flow
 from billing_pipeline.cli.windows import (
     HELD_SHOWN,
     By,
     Reason,
-    instant,
     print_held,
     print_owed_after_seal,
     release_hold,
@@ -139,7 +139,7 @@ def adopt(
             flow.summaries,
             catalogue=flow.catalogue,
             mark=flow.mark,
-            since=instant(since) if since else flow.clock() - DEFAULT_SPAN,
+            since=instant("--since", since) if since else flow.clock() - DEFAULT_SPAN,
             actor=by,
             reason=reason,
             clock=flow.clock,

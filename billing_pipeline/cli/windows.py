@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from billing_pipeline.cli.hints import amount, as_typed
+from billing_pipeline.cli.times import instant
 from billing_pipeline.cli.usage import open_ledger
-from billing_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from billing_pipeline.usage.hold import HeldWindow
@@ -57,7 +57,7 @@ def seal(
     from billing_pipeline.domain.seals import Period
     from billing_pipeline.usage.seal import seal
 
-    period = Period(customer, event_name, instant(start), instant(end))
+    period = Period(customer, event_name, instant("--from", start), instant("--until", end))
     with open_ledger() as flow:
         now = flow.clock()
         report = seal(
@@ -98,14 +98,3 @@ def print_owed_after_seal(owed: list[OwedAfterSeal]) -> None:
             f"{amount(row.units):>16} units of {row.organization_id} {row.meter} "
             f"({row.stripe_customer_id}, {row.windows:,} windows)"
         )
-
-
-def instant(text: str) -> datetime:
-    """The time a person wrote, with its offset.  Raises `UserError`."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise UserError(f"{text} is not a time with an offset; write it like 2026-11-20T00:00:00Z.")
-    return found

@@ -1,7 +1,7 @@
 """Runs one whole transaction again when PostgreSQL breaks it off for the sake of another.
 
 A deadlock (40P01) or a serialization failure (40001) undoes everything since BEGIN, so the retry begins there too and
-the work reads everything anew.  Used by every stage that writes: aggregate, cut, record, confirm.
+the work reads everything anew.  Used wherever transactions of the pipeline may meet.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import aiohttp
 import stripe
 
 from billing_pipeline.domain.entries import Outcome
+from billing_pipeline.domain.identifiers import idempotency_key
 from billing_pipeline.settings import MeterSinkName, Settings
 from billing_pipeline.stripe_api.client import AUTH_ERRORS, is_stripes_own, make_client, stripe_words
 from billing_pipeline.stripe_api.http import JsonBodyClient, MeterHttpClient
@@ -38,14 +39,19 @@ class ForeignSession(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MeterEvent:
-    """One meter event as Stripe takes it; `value` in whole Stripe units."""
+    """One meter event as Stripe takes it; `value` in whole Stripe units, `fence` numbers its attempts."""
 
     identifier: str
-    idempotency_key: str
+    fence: int
     event_name: str
     stripe_customer_id: str
     value: int
     timestamp: datetime
+
+    @property
+    def idempotency_key(self) -> str:
+        """The header of this attempt."""
+        return idempotency_key(self.identifier, self.fence)
 
 
 @dataclass(frozen=True, slots=True)

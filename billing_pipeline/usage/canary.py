@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from psycopg import Connection
 
 from billing_pipeline.database import queries
-from billing_pipeline.domain.identifiers import entry_identifier, idempotency_key
+from billing_pipeline.domain.identifiers import entry_identifier
 from billing_pipeline.domain.windows import HOUR, MINUTE, hour_of, minute_of
 from billing_pipeline.stripe_api.meter_events import Answer, MeterEvent
 from billing_pipeline.usage.gate import Identity
@@ -52,7 +52,7 @@ class Canary:
         """The one unit to send."""
         return MeterEvent(
             identifier=self.identifier,
-            idempotency_key=idempotency_key(self.identifier, 1),
+            fence=1,
             event_name=self.event_name,
             stripe_customer_id=self.stripe_customer_id,
             value=1,

@@ -26,7 +26,7 @@ from billing_pipeline.errors import LedgerFrozen, StripeRefused
 from billing_pipeline.usage.canary import look_for_canaries
 from billing_pipeline.usage.gate import freeze
 from billing_pipeline.usage.read_again import SHARE, lanes_due, note_lane, read_lane_again
-from billing_pipeline.usage.shown_hours import Lane, Possible, SummaryReader, store_shown_hours
+from billing_pipeline.usage.shown_hours import Lane, Possible, SummaryReader, possible_hours, store_shown_hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,4 +269,4 @@ def _entries(connection: Connection[Any], lane: Lane, day_at: datetime) -> dict[
 
 
 def _possible(entries: dict[datetime, list[StatedEntry]]) -> dict[datetime, Possible]:
-    return {hour: Possible.of([entry.value for entry in found]) for hour, found in entries.items()}
+    return possible_hours((entry.slot_at, entry.value) for of_hour in entries.values() for entry in of_hour)

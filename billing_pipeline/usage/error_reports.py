@@ -10,12 +10,14 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.stripe_api.error_reports import ErrorReport
 
 logger = logging.getLogger(__name__)
@@ -47,21 +49,7 @@ def apply_error_reports(
     """Reject the entries that the reports name; their amounts are owed and on hold."""
     total = ErrorReportsRead()
     for report in reports:
-        with connection.transaction():
-            params = {"identifiers": list(report.identifiers), "now": now}
-            rejected = queries.execute(connection, "reject_reported_entries", params)
-            queries.execute(
-                connection,
-                "record_error_report",
-                {
-                    "stripe_event_id": report.stripe_event_id,
-                    "created_at": report.created_at,
-                    "rejected": report.error_count,
-                    "named": rejected,
-                    "codes": Jsonb(report.codes),
-                    "now": now,
-                },
-            )
+        rejected = in_transaction(connection, partial(_apply, connection, report, now), name="The error report")
         if rejected:
             logger.warning(
                 "Stripe meter event submit failed",
@@ -71,3 +59,21 @@ def apply_error_reports(
             total.reports + 1, total.errors + report.error_count, total.entries_rejected + rejected
         )
     return total
+
+
+def _apply(connection: Connection[Any], report: ErrorReport, now: datetime) -> int:
+    params = {"identifiers": list(report.identifiers), "now": now}
+    rejected = queries.execute(connection, "reject_reported_entries", params)
+    queries.execute(
+        connection,
+        "record_error_report",
+        {
+            "stripe_event_id": report.stripe_event_id,
+            "created_at": report.created_at,
+            "rejected": report.error_count,
+            "named": rejected,
+            "codes": Jsonb(report.codes),
+            "now": now,
+        },
+    )
+    return rejected

@@ -14,6 +14,7 @@ from typing import Any
 from psycopg import Connection
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.entries import HoldReason
 from billing_pipeline.errors import UserError
 from billing_pipeline.usage.gate import record_operation
@@ -42,7 +43,8 @@ def release_windows(
     """Let the cutter look at these windows again, all or none.  Raises `UserError` for one that is not on hold."""
     asked = sorted(set(window_ids))
     params = {"window_ids": asked, "last_slots": str(HoldReason.LAST_SLOTS), "now": now}
-    with connection.transaction():
+
+    def write() -> None:
         released = [row["window_id"] for row in queries.fetch_dicts(connection, "release_windows", params)]
         if others := [window_id for window_id in asked if window_id not in released]:
             raise UserError(
@@ -52,3 +54,5 @@ def release_windows(
         record_operation(
             connection, "release_hold", actor=actor, reason=reason, now=now, details={"window_ids": released}
         )
+
+    in_transaction(connection, write, name="The release")

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from psycopg import Connection
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.stripe_api.subscriptions import ItemPeriod
 
 BATCH_SIZE = 5_000
@@ -44,7 +45,8 @@ def sync_periods(connection: Connection[Any], read: PeriodReader, *, clock: Call
     read_at = clock()
     # Two answers of one item and start cannot be: they would be one row twice.
     shown = list({(found.subscription_item_id, found.event_name): found for found in read()}.values())
-    with connection.transaction():
+
+    def write() -> PeriodsReport:
         queries.execute(connection, "lock_aggregations")
         # Behind the lock, so that the next aggregation's cutoff is later and finds the edges' hours touched.
         now = clock()
@@ -59,7 +61,9 @@ def sync_periods(connection: Connection[Any], read: PeriodReader, *, clock: Call
             "record_period_sync",
             {"read_at": read_at, "items_read": len(shown), "periods_changed": changed, "now": now},
         )
-    return PeriodsReport(len(shown), changed)
+        return PeriodsReport(len(shown), changed)
+
+    return in_transaction(connection, write, name="The sync of billing periods")
 
 
 def _apply(connection: Connection[Any], shown: Sequence[ItemPeriod], now: datetime) -> int:

@@ -15,8 +15,8 @@ from psycopg import Connection
 
 from billing_pipeline.database import queries
 from billing_pipeline.domain.reach import reach_start
-from billing_pipeline.domain.windows import DAY, HOUR, day_of
-from billing_pipeline.usage.shown_hours import Lane, Possible, SummaryReader, store_shown_hours
+from billing_pipeline.domain.windows import DAY, day_of
+from billing_pipeline.usage.shown_hours import Lane, SummaryReader, possible_hours, store_shown_hours
 
 READ_AGAIN_AFTER = timedelta(hours=20)
 """Below a day, so that hourly runs come to every lane within one."""
@@ -66,14 +66,9 @@ def read_lane_again(connection: Connection[Any], reader: SummaryReader, lane: La
         hours = reader.hours(event_name, customer, day_at, day_at + DAY)
         day = span | {"start": day_at, "end": day_at + DAY}
         entries = queries.fetch(connection, "stated_values", StatedValue, day)
-        of_day = {day_at + number * HOUR for number in range(24)}
-        possible = {
-            hour: Possible.of([entry.value for entry in entries if hour <= entry.slot_at < hour + HOUR])
-            for hour in of_day
-        }
+        possible = possible_hours((entry.slot_at, entry.value) for entry in entries)
         # An hour that shows nothing is told as well, where the ledger has stated something in it.
-        silent = {hour: 0 for hour in of_day if possible[hour] != Possible()}
-        store_shown_hours(connection, lane, silent | hours, possible, now=now)
+        store_shown_hours(connection, lane, dict.fromkeys(possible, 0) | hours, possible, now=now)
     queries.execute(connection, "lane_was_read", _params(lane) | {"now": now})
 
 

@@ -16,6 +16,7 @@ from psycopg import Connection
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.seals import Period, Unsealable, WindowToSeal, decide_seal
 from billing_pipeline.domain.windows import utc
 from billing_pipeline.errors import GateClosed, UserError
@@ -69,7 +70,8 @@ def seal(
             f"No usage was ever mapped to customer {period.stripe_customer_id}"
             f"{f' and counted for {period.event_name}' if period.event_name else ''}; is it written correctly?"
         )
-    with connection.transaction():
+
+    def write() -> SealReport:
         # A window that is being counted now must not miss the seal: aggregations take the same lock.
         queries.execute(connection, "lock_aggregations")
         windows = _locked_windows(connection, period)
@@ -99,6 +101,8 @@ def seal(
             },
         )
         return report
+
+    return in_transaction(connection, write, name="The seal")
 
 
 def owed_after_seal(connection: Connection[Any]) -> list[OwedAfterSeal]:

@@ -46,7 +46,6 @@ class ClaimedEntry(MeterEvent):
     attempt_id: int
     entry_id: int
     organization_id: str
-    fence: int
     earlier_unknown: bool
 
     @property

@@ -6,7 +6,8 @@ Whatever an hour shows must be a sum of entries that may have been sent: more, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from psycopg import Connection
 
 from billing_pipeline.database import queries
-from billing_pipeline.domain.windows import HOUR
+from billing_pipeline.domain.windows import HOUR, hour_of
 from billing_pipeline.errors import LedgerFrozen
 from billing_pipeline.usage.gate import freeze
 
@@ -52,6 +53,14 @@ class Possible:
 
     def __contains__(self, units: int) -> bool:
         return self.low <= units <= self.high
+
+
+def possible_hours(stated: Iterable[tuple[datetime, int]]) -> dict[datetime, Possible]:
+    """The bounds of every hour, from slots and values of the entries that may have been sent."""
+    values: dict[datetime, list[int]] = defaultdict(list)
+    for slot_at, value in stated:
+        values[hour_of(slot_at)].append(value)
+    return {hour: Possible.of(of_hour) for hour, of_hour in values.items()}
 
 
 def store_shown_hours(

@@ -13,10 +13,11 @@ import gc
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from psycopg import Connection
@@ -115,8 +116,8 @@ def submit(
 
 @contextmanager
 def _old_objects_left_alone() -> Iterator[None]:
-    # Every batch makes enough objects to have the collector walk all that the libraries keep for ever: 15 of 90 us of
-    # processor time per entry.
+    # Every batch makes enough objects to have the collector walk all that the libraries keep for ever: three runs came
+    # to 12,800-15,300 entries a second with this, three in turn with them to 11,200-12,100 without.
     gc.freeze()
     try:
         yield
@@ -162,8 +163,9 @@ class _Run:
     async def send_everything(self) -> None:
         """Batch after batch until nothing is due, then the canaries."""
         async with self._sink:
+            loop = asyncio.get_running_loop()
             with ThreadPoolExecutor(1) as ledger:
-                await self._send_batches(asyncio.get_running_loop(), ledger)
+                await self._send_batches(partial(loop.run_in_executor, ledger))
             if self.totals["attempts"] and self._context.canary_customer is not None:
                 self.totals["canaries"] = await _send_canaries(
                     self._connection,
@@ -174,27 +176,27 @@ class _Run:
                     self._clock(),
                 )
 
-    async def _send_batches(self, loop: asyncio.AbstractEventLoop, ledger: Executor) -> None:
-        claims = deque(loop.run_in_executor(ledger, self._claim) for _ in range(CLAIMED_AHEAD))
+    async def _send_batches(self, in_ledger: Callable[..., asyncio.Future[Any]]) -> None:
+        claims = deque(in_ledger(self._claim) for _ in range(CLAIMED_AHEAD))
         records: deque[Recording] = deque()
         try:
             while (batch := await claims.popleft()).entries:
-                claims.append(loop.run_in_executor(ledger, self._claim))
+                claims.append(in_ledger(self._claim))
                 milestones.info(
                     "Stripe usage flush batch started", extra={"action": "batch_started", "size": len(batch.entries)}
                 )
                 answers = await send_batch(self._sink, batch.entries, self._context.concurrency, batch.send_before)
                 sent = _Sent(batch, answers)
-                records.append((sent, loop.run_in_executor(ledger, self._record, sent)))
+                records.append((sent, in_ledger(self._record, sent)))
                 if sent.halts:
                     break
                 if len(records) > 1:
                     await self._recorded(records.popleft())
         except Exception:
             # Neither what was sent nor what was claimed is left without its record.
-            await self._finish(loop, ledger, claims, records)
+            await self._finish(in_ledger, claims, records)
             raise
-        await self._finish(loop, ledger, claims, records)
+        await self._finish(in_ledger, claims, records)
 
     async def _recorded(self, recording: Recording) -> None:
         sent, done = recording
@@ -206,15 +208,13 @@ class _Run:
 
     async def _finish(
         self,
-        loop: asyncio.AbstractEventLoop,
-        ledger: Executor,
+        in_ledger: Callable[..., asyncio.Future[Any]],
         claims: deque[asyncio.Future[Claim]],
         records: deque[Recording],
     ) -> None:
         for claimed in await asyncio.gather(*claims, return_exceptions=True):
             if isinstance(claimed, Claim) and claimed.entries:
-                unsent = _Sent(claimed, [NOT_SENT] * len(claimed.entries))
-                await loop.run_in_executor(ledger, self._record, unsent)
+                await in_ledger(self._record, _Sent(claimed, [NOT_SENT] * len(claimed.entries)))
         while records:
             await self._recorded(records.popleft())
 

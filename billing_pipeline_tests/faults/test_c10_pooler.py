@@ -21,6 +21,7 @@ from billing_pipeline.database import queries
 from billing_pipeline.database.connection import connect
 from billing_pipeline.errors import UserError
 from billing_pipeline_tests.faults.conftest import wait_until
+from billing_pipeline_tests.fix_postgres import require_superuser
 
 PACKAGE = Path(billing_pipeline.__file__).parent
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -33,6 +34,7 @@ def pooled_role(world):
     """A login that finds our tables by its own setting, as docs/getting-started.md says for a pooler."""
     role = Identifier(f"billing_pooled_{os.getpid()}")
     connection = world.flow.connection
+    require_superuser(connection)
     connection.execute(SQL("CREATE ROLE {} LOGIN SUPERUSER PASSWORD 'pooled'").format(role))
     connection.execute(SQL("ALTER ROLE {} SET search_path = billing_pipeline, public").format(role))
     connection.execute(SQL("ALTER ROLE {} SET TimeZone = 'UTC'").format(role))

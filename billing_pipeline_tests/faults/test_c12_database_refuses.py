@@ -17,6 +17,7 @@ from billing_pipeline.usage.flush import flush, open_flow
 from billing_pipeline_tests.builders import insert_events
 from billing_pipeline_tests.faults.conftest import usage
 from billing_pipeline_tests.fix_flow import counted_by_stripe
+from billing_pipeline_tests.fix_postgres import require_superuser
 
 
 def require_nothing_was_sent(world):
@@ -44,6 +45,7 @@ def test_c12_a_read_only_database_sends_nothing_and_says_what_to_do(world):
 def test_c12_a_database_without_a_free_connection_sends_nothing_and_says_so(world, connections):
     role = f"billing_limited_{os.getpid()}"
     admin, name = world.flow.connection, Identifier(role)
+    require_superuser(admin)
     limited = SQL("CREATE ROLE {} LOGIN PASSWORD 'limited' CONNECTION LIMIT {}").format(name, connections)
     admin.execute(limited)
     admin.execute(SQL("GRANT ALL ON SCHEMA billing_pipeline, public TO {}").format(name))
@@ -77,8 +79,9 @@ def small_disk(owner):
         place = Path(folder) / "disk"
         place.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("this user may not mount a small disk: run as root, or in a container with CAP_SYS_ADMIN")
+        mounted = subprocess.run(mount, capture_output=True, check=False, text=True)
+        if mounted.returncode:
+            pytest.skip(f"no small disk ({mounted.stderr.strip()}): run as root, or in a container with CAP_SYS_ADMIN")
         try:
             os.chown(place, *owner)
             place.chmod(0o700)

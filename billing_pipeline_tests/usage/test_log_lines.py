@@ -21,6 +21,7 @@ from billing_pipeline.stripe_simulator.sessions import token_of
 from billing_pipeline.usage.flush import UsageFlow, flush
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.cli import command
+from billing_pipeline_tests.fix_postgres import require_superuser
 from billing_pipeline_tests.fix_proxy import Mishap
 
 CLOSED = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
@@ -157,6 +158,7 @@ def test_line_c43_a_refusal_names_stripes_request(flow, usage, bill, caplog):
 @pytest.fixture
 def planted(flow, usage, database_url, settings, tmp_path):
     """Settings with secrets that can be searched for, of a login that has the password."""
+    require_superuser(flow.connection)
     role = f"planted_{tmp_path.name}"[:60]
     create = SQL("CREATE ROLE {} SUPERUSER LOGIN PASSWORD {}").format(Identifier(role), PASSWORD)
     flow.connection.execute(create)

@@ -50,8 +50,6 @@ WITH due AS (
 SELECT a.attempt_id, a.entry_id,
        (SELECT organization_id FROM usage_windows w WHERE w.window_id = e.window_id) AS organization_id,
        a.fence, e.stripe_customer_id, e.event_name, e.value, e.slot_at AS timestamp, e.identifier,
-       -- A new attempt must not replay the last one's cached answer (domain/identifiers.py).
-       e.identifier || '_a' || a.fence AS idempotency_key,
        -- LIMIT keeps this a look-up per entry; without it the planner reads all attempts ever made.
        a.fence > 1 AND (SELECT true FROM attempts earlier
                          WHERE earlier.entry_id = a.entry_id AND earlier.outcome IS DISTINCT FROM 'not_executed'
