@@ -19,17 +19,23 @@ from billing_pipeline_tests.builders import map_customer
 from billing_pipeline_tests.fix_simulator import RunningSimulator, SimulatorClock
 
 
-@pytest.fixture
-def settings(database_url: str, simulator: RunningSimulator, tmp_path: Path) -> Settings:
-    """Live settings against the simulator, with a state folder of this test's own."""
+def live_settings(database_url: str, simulator: RunningSimulator, state_dir: Path, **others: Any) -> Settings:
+    """Settings that bill in earnest, against the simulator."""
     return load_settings(
-        billing_state_dir=tmp_path,
+        billing_state_dir=state_dir,
         database_url=database_url,
         enable_billing=True,
         billing_mode="live",
         stripe_secret_key=simulator.key,
         stripe_api_base=simulator.url,
+        **others,
     )
+
+
+@pytest.fixture
+def settings(database_url: str, simulator: RunningSimulator, tmp_path: Path) -> Settings:
+    """Live settings against the simulator, with a state folder of this test's own."""
+    return live_settings(database_url, simulator, tmp_path)
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from billing_pipeline.database import queries
+from billing_pipeline_tests.tcp_server import running_tcp_server
 
 CHUNK = 1 << 16
 READY = b"Z\x00\x00\x00\x05"
 """ReadyForQuery, but for its last byte: I outside a transaction, where what was sent is committed, T inside one."""
-STARTED_SECONDS_MAX = 5
 
 
 class Loss(StrEnum):
@@ -46,7 +46,7 @@ class PostgresProxy:
     def __init__(self, database_url: str) -> None:
         self._options = conninfo_to_dict(database_url)
         self._place: _Place | None = None
-        self._port = 0
+        self.port = 0
         self._let_go = threading.Event()
         self.reached = threading.Event()
 
@@ -55,7 +55,7 @@ class PostgresProxy:
         """The same database through the proxy."""
         user, password = (quote(str(self._options.get(key) or ""), safe="") for key in ("user", "password"))
         login = f"{user}:{password}" if password else user
-        return f"postgresql://{login}@127.0.0.1:{self._port}/{self._options['dbname']}?sslmode=disable"
+        return f"postgresql://{login}@127.0.0.1:{self.port}/{self._options['dbname']}?sslmode=disable"
 
     def at(self, statement: str, loss: Loss, *, commit_after: bool = False) -> None:
         """Once, at the named statement; HOLD can wait for the COMMIT of its transaction, which CUT always does."""
@@ -71,15 +71,8 @@ class PostgresProxy:
         """Let the held statement through."""
         self._let_go.set()
 
-    async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set."""
-        server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
-        self._port = server.sockets[0].getsockname()[1]
-        started.set()
-        await stop.wait()
-        server.close()
-
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one connection's bytes both ways."""
         from_server, to_server = await self._connect()
         awaited = asyncio.Event()
         ways = [
@@ -138,24 +131,13 @@ class PostgresProxy:
 
 @contextmanager
 def postgres_proxy(database_url: str) -> Iterator[PostgresProxy]:
-    """A proxy in front of the database's server, in a thread of its own."""
-    proxy, started, loops = PostgresProxy(database_url), threading.Event(), []
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        loops.append((asyncio.get_running_loop(), stop))
-        await proxy.serve(started, stop)
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    assert started.wait(STARTED_SECONDS_MAX), "the proxy did not start"
-    try:
-        yield proxy
-    finally:
-        proxy.let_go()
-        loop, stop = loops[0]
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(STARTED_SECONDS_MAX)
+    """A proxy in front of the database's server."""
+    proxy = PostgresProxy(database_url)
+    with running_tcp_server(proxy.handle) as proxy.port:
+        try:
+            yield proxy
+        finally:
+            proxy.let_go()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from billing_pipeline_tests.tcp_server import running_tcp_server
+
 
 class Mishap(StrEnum):
     """What happens to the requests of one connection."""
@@ -56,15 +58,8 @@ class UnluckyProxy:
         """Let what is held go on, and hold nothing more."""
         self._let_go.set()
 
-    async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set."""
-        server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        started.set()
-        await stop.wait()
-        server.close()
-
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one request there and its answer back, or lose them."""
         mishap = self.mishaps.pop(0) if self.mishaps else Mishap.NONE
         try:
             request = await _message(reader)
@@ -123,21 +118,11 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 
 @contextmanager
 def unlucky_proxy(target: str) -> Iterator[UnluckyProxy]:
-    """A proxy in front of `target`, in a thread of its own."""
-    proxy, started, loops = UnluckyProxy(target), threading.Event(), []
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        loops.append((asyncio.get_running_loop(), stop))
-        await proxy.serve(started, stop)
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    assert started.wait(5), "the proxy did not start"
-    yield proxy
-    loop, stop = loops[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(5)
+    """A proxy in front of `target`."""
+    proxy = UnluckyProxy(target)
+    with running_tcp_server(proxy.handle) as port:
+        proxy.url = f"http://127.0.0.1:{port}"
+        yield proxy
 
 
 @pytest.fixture

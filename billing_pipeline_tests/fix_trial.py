@@ -27,7 +27,7 @@ from billing_pipeline.usage.flush import UsageFlow, flush
 from billing_pipeline.usage.gate import read_identity
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, submit
 from billing_pipeline_tests.builders import billable_event, insert_events, map_customer
-from billing_pipeline_tests.fix_flow import canary_of, counted_by_stripe
+from billing_pipeline_tests.fix_flow import canary_of, counted_by_stripe, live_settings
 from billing_pipeline_tests.fix_simulator import RunningSimulator, SimulatorClock, make_core, running_simulator
 
 SENDING = ("/v1/billing/meter_events", "/v2/billing/meter_event_stream")
@@ -187,13 +187,10 @@ def running_trial(
     processing = core_options.pop("processing", timedelta(0))
     options = {"fault": weather, "lag": lambda record: weather.lag, "error_samples_max": 1} | core_options
     with running_simulator(make_core(time, **options), processing=processing) as simulator:
-        settings = load_settings(
-            billing_state_dir=folder,
-            database_url=database_url,
-            enable_billing=True,
-            billing_mode="live",
-            stripe_secret_key=simulator.key,
-            stripe_api_base=simulator.url,
+        settings = live_settings(
+            database_url,
+            simulator,
+            folder,
             stripe_meter_sink=channel,
             stripe_meter_events_per_second=100_000,
             stripe_timeout_seconds=1,

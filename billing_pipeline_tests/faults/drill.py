@@ -12,11 +12,11 @@ from billing_pipeline.database import embedded
 from billing_pipeline.database.cluster import Cluster
 from billing_pipeline.database.connection import connect
 from billing_pipeline.database.migrate import migrate
-from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.catalogue import set_up_catalogue
 from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline_tests.builders import map_customer
+from billing_pipeline_tests.fix_flow import live_settings
 
 
 class Drill:
@@ -33,15 +33,7 @@ class Drill:
             if connection.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
                 connection.execute("SELECT pg_promote()")
         migrate(self.url, create_source=True)
-        self.settings = load_settings(
-            database_url=self.url,
-            billing_state_dir=self.state_dir,
-            enable_billing=True,
-            billing_mode="live",
-            stripe_secret_key=self.simulator.key,
-            stripe_api_base=self.simulator.url,
-            billing_mark_url=self.mark_url,
-        )
+        self.settings = live_settings(self.url, self.simulator, self.state_dir, billing_mark_url=self.mark_url)
         self._context = connect(self.url)
         self.connection = self._context.__enter__()
         self.flow = UsageFlow(self.connection, self.url, self.settings, holder="drill")

@@ -65,26 +65,24 @@ def test_c15_of_production_and_a_clone_that_share_the_mark_only_the_first_sends(
     )
 
 
-def test_c15_a_ledger_brought_to_another_server_by_a_dump_is_refused(world):
+def require_refusal(world, other_identity, refusal, told):
+    """A ledger that has billed and then finds itself under another identity refuses to flush, and sends nothing."""
     world.flush()
-    # What a dump brings along is the ledger's memory of the server it was written on.
-    world.flow.connection.execute("UPDATE ledger_identity SET database_system_id = '7000000000000000000'")
+    world.flow.connection.execute(f"UPDATE ledger_identity SET {other_identity}")
     world.record_usage(*usage(hours_ago=(7,)))
     counted = counted_by_stripe(world.simulator)
 
-    with pytest.raises(LedgerFrozen, match="another database server"):
+    with pytest.raises(refusal, match=told):
         world.flush()
 
     assert counted_by_stripe(world.simulator) == counted
+
+
+def test_c15_a_ledger_brought_to_another_server_by_a_dump_is_refused(world):
+    # What a dump brings along is the ledger's memory of the server it was written on.
+    other_server = "database_system_id = '7000000000000000000'"
+    require_refusal(world, other_server, LedgerFrozen, "another database server")
 
 
 def test_c15_a_ledger_sends_to_no_other_account(world):
-    world.flush()
-    world.flow.connection.execute("UPDATE ledger_identity SET stripe_account = 'acct_other'")
-    world.record_usage(*usage(hours_ago=(7,)))
-    counted = counted_by_stripe(world.simulator)
-
-    with pytest.raises(IdentityMismatch, match="acct_other"):
-        world.flush()
-
-    assert counted_by_stripe(world.simulator) == counted
+    require_refusal(world, "stripe_account = 'acct_other'", IdentityMismatch, "acct_other")

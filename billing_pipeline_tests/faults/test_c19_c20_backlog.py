@@ -18,21 +18,13 @@ from billing_pipeline.usage.submit import SubmitContext, submit
 from billing_pipeline_tests.builders import billable_event
 from billing_pipeline_tests.faults.conftest import usage
 from billing_pipeline_tests.fix_proxy import Mishap
+from billing_pipeline_tests.fix_sink import StandInSink
 
 FAILURES = 1_000
 
 
-class BusySink:
+class BusySink(StandInSink):
     """Stripe's limiter: every request is answered 429."""
-
-    channel = "v1"
-    batch_size = 1
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *_):
-        return None
 
     async def send(self, events):
         return [Answer(Outcome.NOT_EXECUTED, 429, "rate_limit", "Too many requests")]

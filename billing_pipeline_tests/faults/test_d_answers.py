@@ -236,28 +236,20 @@ def archive_meter(trial):
     trial.flow.stripe.v1.billing.meters.deactivate(trial.flow.meters_at_stripe[METER].meter_id)
 
 
-def rename_value_key(trial):
+def replace_meter(trial, **keys):
+    """Another meter takes the event name over, and reads other keys of the payload."""
     archive_meter(trial)
     trial.flow.stripe.v1.billing.meters.create(
-        {
-            "display_name": "another",
-            "event_name": METER,
-            "default_aggregation": {"formula": "sum"},
-            "value_settings": {"event_payload_key": "tokens"},
-        }
+        {"display_name": "another", "event_name": METER, "default_aggregation": {"formula": "sum"}} | keys
     )
+
+
+def rename_value_key(trial):
+    replace_meter(trial, value_settings={"event_payload_key": "tokens"})
 
 
 def rename_customer_key(trial):
-    archive_meter(trial)
-    trial.flow.stripe.v1.billing.meters.create(
-        {
-            "display_name": "another",
-            "event_name": METER,
-            "default_aggregation": {"formula": "sum"},
-            "customer_mapping": {"type": "by_id", "event_payload_key": "account"},
-        }
-    )
+    replace_meter(trial, customer_mapping={"type": "by_id", "event_payload_key": "account"})
 
 
 @pytest.mark.parametrize("cause", [delete_customer, archive_meter, rename_value_key, rename_customer_key])

@@ -25,6 +25,7 @@ from billing_pipeline.usage.submit import SubmitContext, submit
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 from billing_pipeline_tests.fix_proxy import Mishap
+from billing_pipeline_tests.fix_sink import StandInSink
 
 CLOSED = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
 
@@ -146,23 +147,14 @@ def test_a_database_clock_far_from_stripes_closes_the_gate():
         require_clock(now, now - timedelta(seconds=61))
 
 
-class CrashingSink:
+class CrashingSink(StandInSink):
     """A worker that dies on its way to Stripe."""
-
-    channel = "v1"
-    batch_size = 1
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *_):
-        return None
 
     async def send(self, events):
         raise SystemError("killed")
 
 
-class WitnessSink(CrashingSink):
+class WitnessSink(StandInSink):
     """Looks from outside, over a connection of its own, at what is durable when the request would leave."""
 
     def __init__(self, database_url, mark):
@@ -181,7 +173,7 @@ class WitnessSink(CrashingSink):
         return [Answer(Outcome.OK)]
 
 
-class SleepySink(CrashingSink):
+class SleepySink(StandInSink):
     """A worker that is paused while its request is under way."""
 
     slept = False
@@ -311,7 +303,7 @@ def states(flow):
     return [row[0] for row in flow.connection.execute("SELECT state::text FROM ledger_entries ORDER BY entry_id")]
 
 
-class RefusedSink(CrashingSink):
+class RefusedSink(StandInSink):
     """A key that has been revoked."""
 
     requests = 0
@@ -321,7 +313,7 @@ class RefusedSink(CrashingSink):
         return [Answer(Outcome.NOT_EXECUTED, 401, "key", "Invalid API Key provided", stop=True)]
 
 
-class NotingSink(CrashingSink):
+class NotingSink(StandInSink):
     """Takes everything, and notes in which order."""
 
     def __init__(self):
