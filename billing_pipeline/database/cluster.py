@@ -174,13 +174,15 @@ class Cluster:
             raise DatabaseUnavailable(f"{self.socket_dir} belongs to another user; set BILLING_STATE_DIR shorter.")
 
     def _forget_reused_pid(self) -> None:
-        # PostgreSQL clears the pid file of a dead server itself, but not once a stranger carries that number.
-        pid_file = self.data_dir / "postmaster.pid"
-        if not pid_file.exists() or any(self._processes()):
+        # PostgreSQL clears what a killed server left itself, but not once its number is a stranger's, or still that of
+        # the dead one, whom nobody has buried yet.
+        left = (self.data_dir / "postmaster.pid", self.socket_dir / f".s.PGSQL.{PORT}.lock")
+        if not any(file.exists() for file in left) or any(self._processes()):
             return
-        pid = pid_file.read_text(encoding="utf-8").partition("\n")[0]
-        if pid.isdigit() and psutil.pid_exists(int(pid)):
-            pid_file.unlink()
+        for file in left:
+            pid = file.read_text(encoding="utf-8").partition("\n")[0] if file.exists() else ""
+            if pid.isdigit() and psutil.pid_exists(int(pid)):
+                file.unlink()
 
     def _processes(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter(["name", "cwd"]):

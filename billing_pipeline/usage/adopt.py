@@ -116,15 +116,16 @@ def adopt(
             note_lane(connection, (customer, event_name), max(a.slot_at for a, _ in found), now=clock())
     _adopt_canaries(connection, reader, start, end, clock())
     with connection.transaction():
-        epoch = queries.fetch_dicts(connection, "raise_epoch")[0]["epoch"]
         stored = mark.read()
+        passed = {"passed": stored.epoch if stored else 0}
+        epoch = queries.fetch_dicts(connection, "raise_epoch", passed)[0]["epoch"]
         queries.fetch_dicts(connection, "pass_attempt_numbers", {"attempt_id": stored.attempt_id if stored else 0})
         rebind_database(connection)
         report = AdoptionReport(epoch, start, tuple(adoptions))
         record_operation(connection, "adopt", actor=actor, reason=reason, now=clock(), details=_details(report))
     identity = read_identity(connection)
     latest = queries.fetch_dicts(connection, "latest_attempt")[0]["attempt_id"]
-    mark.replace_with(Mark(str(identity.ledger_id), latest))
+    mark.replace_with(Mark(str(identity.ledger_id), latest, identity.epoch))
     return report
 
 

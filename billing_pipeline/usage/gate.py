@@ -78,7 +78,7 @@ def require_open(connection: Connection[Any], identity: Identity, mark: HighWate
             "Find out why, then run `billing-pipeline ledger adopt` and have a second person release it."
         )
     # There before the first claim: a crash between that and its mark must not look like a mark that was lost.
-    mark.raise_to(Mark(str(identity.ledger_id), 0))
+    mark.raise_to(Mark(str(identity.ledger_id), 0, identity.epoch))
 
 
 def require_clock(now: datetime, stripe_time: datetime | None) -> None:
@@ -146,6 +146,11 @@ def _lost_attempts(connection: Connection[Any], identity: Identity, mark: HighWa
         return (
             f"attempt {stored.attempt_id} was made, but the ledger knows only {attempt_id}: "
             "the database was restored from a backup"
+        )
+    if stored is not None and stored.epoch > identity.epoch:
+        return (
+            f"recovery {stored.epoch} was made, but the ledger knows only {identity.epoch}: "
+            "the database was restored from a backup of before"
         )
     system_id, timeline = _this_database(connection)
     if identity.database_system_id not in (None, system_id):

@@ -1,7 +1,7 @@
 """The high-water mark: the highest attempt number ever sent, kept where no restore of the database can reach it.
 
 Raised after the attempts are committed and before the first request leaves, so it never names an attempt that was
-not durable.  If it is ahead of the ledger at a gate, the ledger has lost attempts: it was restored.
+not durable.  If it is ahead of the ledger at a gate, the ledger has lost attempts, or a recovery: it was restored.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ RAISE_TRIES_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is stored: whose ledger, and the highest attempt that may have been sent."""
+    """What is stored: whose ledger, the highest attempt that may have been sent, and after how many recoveries."""
 
     ledger_id: str
     attempt_id: int
+    epoch: int = 0
 
 
 class HighWaterMark:
@@ -47,7 +48,7 @@ class HighWaterMark:
             if not self._fs.exists(self._path):
                 return None
             stored: dict[str, Any] = json.loads(self._fs.cat_file(self._path))
-            return Mark(str(stored["ledger_id"]), int(stored["attempt_id"]))
+            return Mark(str(stored["ledger_id"]), int(stored["attempt_id"]), int(stored.get("epoch", 0)))
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise self._unavailable("read", exc) from None
 
@@ -64,7 +65,7 @@ class HighWaterMark:
                     raise IdentityMismatch(
                         f"The high-water mark belongs to ledger {stored.ledger_id}, not to this one."
                     )
-                if stored is not None and stored.attempt_id >= mark.attempt_id:
+                if stored is not None and (stored.epoch, stored.attempt_id) >= (mark.epoch, mark.attempt_id):
                     return
                 self._write(json.dumps(asdict(mark)).encode())
             # An object store has no lock: somebody else's lower mark may have come after ours.

@@ -235,7 +235,8 @@ class _Run:
         if batch.entries:
             try:
                 highest = max(entry.attempt_id for entry in batch.entries)
-                self._context.mark.raise_to(Mark(str(self._context.identity.ledger_id), highest))
+                identity = self._context.identity
+                self._context.mark.raise_to(Mark(str(identity.ledger_id), highest, identity.epoch))
             except BillingError:
                 # Nothing of it has left, and the ledger shall say so.
                 self._record(_Sent(batch, [NO_MARK] * len(batch.entries)))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from billing_pipeline.database import embedded
-from billing_pipeline.database.cluster import SOCKET_PATH_BYTES, Cluster
+from billing_pipeline.database.cluster import PORT, SOCKET_PATH_BYTES, Cluster
 from billing_pipeline.database.connection import connect
 from billing_pipeline.errors import DatabaseUnavailable
 
@@ -209,15 +209,23 @@ def wait_for(condition) -> None:
         time.sleep(0.02)
 
 
-def test_a_pid_file_with_a_strangers_number_is_not_believed(state_dir):
+def test_files_that_a_killed_server_left_are_not_believed_when_a_stranger_has_its_number(state_dir):
     embedded.ensure_running(state_dir)
-    pid_file = state_dir / "postgres" / "postmaster.pid"
-    remembered = pid_file.read_text().splitlines()
+    left = [state_dir / "postgres" / name for name in ("postmaster.pid", f".s.PGSQL.{PORT}.lock")]
+    remembered = [file.read_text().splitlines() for file in left]
     embedded.stop(state_dir)
-    pid_file.write_text("\n".join([str(os.getpid()), *remembered[1:]]) + "\n")
+    # PostgreSQL heeds only processes of its own user, and neither its parent nor its parent's.
+    user, group = Cluster(state_dir.resolve()).server_ids or (None, None)
+    stranger = subprocess.Popen(["sleep", "300"], user=user, group=group, extra_groups=None if user is None else [])
+    try:
+        for file, lines in zip(left, remembered, strict=True):
+            file.write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
 
-    with connect(embedded.ensure_running(state_dir).url()) as connection:
-        assert connection.execute("SELECT 1").fetchone() == (1,)
+        with connect(embedded.ensure_running(state_dir).url()) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_an_initdb_that_was_killed_leaves_nothing_half_made(empty_state_dir):

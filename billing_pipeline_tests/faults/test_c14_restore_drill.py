@@ -111,3 +111,86 @@ def test_c14_a_restored_ledger_is_noticed_before_the_first_send_and_recovers_to_
     assert max(minutes.values()) == 1, "no minute was ever counted twice"
     identifiers = [record["identifier"] for record in drill.simulator.journal("meter_event")]
     assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.slow
+def test_c14_what_the_lost_timeline_billed_a_former_customer_is_taken_back(drill, tmp_path):
+    customers = drill.set_up("acme", "later")
+    former, later = customers["acme"], customers["later"]
+    drill.snapshot(tmp_path / "snapshot")
+    sent = usage(range(3), hours_ago=(4,), tag="sent")[:3]
+    insert_events(drill.connection, *sent)
+    flush(drill.flow)
+    drill.restore(tmp_path / "snapshot")
+
+    # Before anybody recovers, the organization is given to another customer, for the lost hours too.
+    drill.connection.execute("DELETE FROM customer_mappings WHERE organization_id = 'later'")
+    drill.connection.execute(
+        "UPDATE customer_mappings SET valid_during = tstzrange(NULL, %s) WHERE organization_id = 'acme'",
+        (THIS_HOUR - 8 * HOUR,),
+    )
+    drill.connection.execute(
+        "INSERT INTO customer_mappings (organization_id, stripe_customer_id, valid_during)"
+        " VALUES ('acme', %s, tstzrange(%s, NULL))",
+        (later, THIS_HOUR - 8 * HOUR),
+    )
+    with pytest.raises(LedgerFrozen):
+        flush(drill.flow)
+    drill.pass_time(timedelta(hours=9, minutes=1))
+    drill.flow.send_canaries_while_frozen()
+    adopt(
+        drill.connection,
+        drill.flow.summaries,
+        catalogue=drill.flow.catalogue,
+        mark=drill.flow.mark,
+        since=THIS_HOUR - timedelta(days=2),
+        actor="Ann",
+        reason="disk failure",
+        clock=drill.flow.clock,
+    )
+    release(drill.connection, actor="Bob", reason="looked at the report", now=drill.flow.clock())
+    copy_events(drill.connection, sent)
+    flush(drill.flow, scope=Scope.FULL)
+    flush(drill.flow, scope=Scope.FULL)
+
+    counted = counted_by_stripe(drill.simulator)
+    billed = dict.fromkeys((former, later), 0)
+    for (customer, _, _), units in counted.items():
+        billed[customer] += units
+    assert billed == {former: 0, later: sum(int(event["quantity"]) for event in sent)}
+
+
+@pytest.mark.slow
+def test_c14_the_same_backup_is_noticed_again_though_nothing_was_sent_since_its_recovery(drill, tmp_path):
+    drill.set_up(*ORGANIZATIONS)
+    insert_events(drill.connection, *usage(range(3), hours_ago=(2, 3), tag="before"))
+    flush(drill.flow)
+    drill.snapshot(tmp_path / "snapshot")
+    insert_events(drill.connection, *usage(range(3), hours_ago=(4,), tag="after"))
+    flush(drill.flow)
+    drill.restore(tmp_path / "snapshot")
+    with pytest.raises(LedgerFrozen, match="restored from a backup"):
+        flush(drill.flow)
+    drill.flow.send_canaries_while_frozen()
+    drill.pass_time(timedelta(hours=9, minutes=1))
+    drill.flow.send_canaries_while_frozen()
+    first = adopt(
+        drill.connection,
+        drill.flow.summaries,
+        catalogue=drill.flow.catalogue,
+        mark=drill.flow.mark,
+        since=THIS_HOUR - timedelta(days=2),
+        actor="Ann",
+        reason="disk failure",
+        clock=drill.flow.clock,
+    )
+    release(drill.connection, actor="Bob", reason="looked at the report", now=drill.flow.clock())
+
+    # Longer than canaries are watched.
+    drill.pass_time(timedelta(days=8))
+    drill.restore(tmp_path / "snapshot")
+    sent_before = drill.calls()
+
+    with pytest.raises(LedgerFrozen, match="recovery 1 was made, but the ledger knows only 0"):
+        drill.flow.submit()
+    assert (first.epoch, drill.calls()) == (1, sent_before)

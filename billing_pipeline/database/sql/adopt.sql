@@ -42,21 +42,38 @@ UPDATE usage_windows SET cut_due = true WHERE window_id IN (SELECT window_id FRO
 
 -- name: ensure_window_for_adoption
 -- A window that the restore took back is made again, worth nothing until aggregation has counted it; it lies in one
--- billing period, as aggregation would cut it.
+-- billing period, as aggregation would cut it.  Where the minute is another customer's by now, the window belongs to the
+-- organization this customer was last known for, and the cutter takes back what it holds: left out, it would be billed
+-- to both.
+WITH owner AS (
+    SELECT organization_id, valid_during AS during, valid_during @> %(slot_at)s AS is_valid
+      FROM customer_mappings
+     WHERE stripe_customer_id = %(customer)s
+     UNION ALL
+    SELECT organization_id, tstzrange(starts_at, ends_at), false
+      FROM usage_windows
+     WHERE stripe_customer_id = %(customer)s
+), nearest AS (
+    SELECT organization_id, CASE WHEN is_valid THEN lower(during) END AS from_at,
+           CASE WHEN is_valid THEN upper(during) END AS until_at
+      FROM owner
+     ORDER BY is_valid DESC, least(abs(extract(epoch FROM %(slot_at)s - lower(during))),
+                                   abs(extract(epoch FROM %(slot_at)s - upper(during))))
+     LIMIT 1
+)
 INSERT INTO usage_windows
        (organization_id, stripe_customer_id, meter, starts_at, ends_at, target, quantity, event_count,
         contract_version, meter_version, event_name, cutoff_at)
-SELECT m.organization_id, m.stripe_customer_id, %(meter)s,
-       greatest(%(hour_at)s, lower(m.valid_during), edge.before_at),
-       least(%(hour_at)s + interval '1 hour', upper(m.valid_during), edge.after_at), 0, 0, 0, '', '', %(event_name)s, 'epoch'
-  FROM customer_mappings m
+SELECT nearest.organization_id, %(customer)s, %(meter)s,
+       greatest(%(hour_at)s, nearest.from_at, edge.before_at),
+       least(%(hour_at)s + interval '1 hour', nearest.until_at, edge.after_at), 0, 0, 0, '', '', %(event_name)s, 'epoch'
+  FROM nearest
  CROSS JOIN LATERAL (
        SELECT max(e.edge_at) FILTER (WHERE e.edge_at <= %(slot_at)s) AS before_at,
               min(e.edge_at) FILTER (WHERE e.edge_at > %(slot_at)s) AS after_at
          FROM period_edges e
-        WHERE e.stripe_customer_id = m.stripe_customer_id AND e.event_name = %(event_name)s) edge
- WHERE m.stripe_customer_id = %(customer)s AND m.valid_during @> %(slot_at)s
-   AND NOT EXISTS (
+        WHERE e.stripe_customer_id = %(customer)s AND e.event_name = %(event_name)s) edge
+ WHERE NOT EXISTS (
        SELECT FROM usage_windows w
         WHERE w.stripe_customer_id = %(customer)s AND w.meter = %(meter)s
           AND w.starts_at <= %(slot_at)s AND w.ends_at > %(slot_at)s);
@@ -98,7 +115,8 @@ SELECT %(event_name)s, %(stripe_customer_id)s, slot_at, identifier, slot_at, 'ok
     ON CONFLICT DO NOTHING;
 
 -- name: raise_epoch
-UPDATE ledger_identity SET epoch = epoch + 1 RETURNING epoch;
+-- Beyond the mark's too: a backup of before an earlier recovery must not reuse that recovery's names.
+UPDATE ledger_identity SET epoch = greatest(epoch, %(passed)s) + 1 RETURNING epoch;
 
 -- name: pass_attempt_numbers
 -- The lost timeline's attempt numbers are not used again.
