@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed-with-constraints
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format up migrate dev-down bench clean
+.PHONY: help demo test test-fast lint format up migrate dev-down bench prove prove-long clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ dev-down: $(STAMP) ## stop `make up`, what a killed one left, and the embedded P
 
 bench: $(STAMP) ## measure; ONLY=name runs one
 	@$(BIN)/python -m billing_pipeline_tests.bench $(if $(ONLY),--only $(ONLY))
+
+prove: $(STAMP) ## prove that nothing is lost or doubled: 10,000 simulated hours and more; JOB="..." runs one job again
+	@$(BIN)/python -m billing_pipeline_tests.prove $(if $(JOB),--job "$(JOB)")
+
+prove-long: $(STAMP) ## the same for a million hours, kept in .billing/proof and gone on with; MINUTES=n stops sooner
+	@$(BIN)/python -m billing_pipeline_tests.prove --long --folder .billing/proof $(if $(MINUTES),--minutes $(MINUTES))
 
 clean: ## remove the virtual environment and the local state
 	@rm -rf $(VENV) .billing

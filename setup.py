@@ -51,6 +51,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "coverage",
             "httpx",
             "hypothesis",
             "jsonschema",

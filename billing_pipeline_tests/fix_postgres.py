@@ -90,7 +90,7 @@ def server_url(request: pytest.FixtureRequest) -> str:
         url = given or embedded.ensure_running(folder).url("postgres")
         if not (folder / "server").exists():
             if not given:
-                _make_fast(url)
+                make_fast(url)
             migrate(create_database(url, template_name(folder)), create_source=True)
             (folder / "server").touch()
     return url
@@ -177,7 +177,8 @@ def _drop_databases_of(server_url: str, folder: Path) -> None:
         drop_database(server_url, name)
 
 
-def _make_fast(server_url: str) -> None:
+def make_fast(server_url: str) -> None:
+    """Let a server of tests forget what it committed when it crashes."""
     with connect(server_url) as opened:
         for setting in FAST:
             opened.execute(SQL("ALTER SYSTEM SET {} = off").format(Identifier(setting)))

@@ -62,7 +62,7 @@ class JsonBodyClient(stripe.HTTPClient):
 
     name = MeterHttpClient.name
 
-    def __init__(self, http: MeterHttpClient, body: Mapping[str, Any]) -> None:
+    def __init__(self, http: stripe.HTTPClient, body: Mapping[str, Any]) -> None:
         super().__init__()
         self._http = http
         self._body = json.dumps(body)

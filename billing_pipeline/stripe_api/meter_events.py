@@ -72,8 +72,8 @@ class V1MeterSink:
     channel = "v1"
     batch_size = 1
 
-    def __init__(self, settings: Settings) -> None:
-        self._http = MeterHttpClient(settings.stripe_timeout_seconds)
+    def __init__(self, settings: Settings, http: stripe.HTTPClient | None = None) -> None:
+        self._http = http or MeterHttpClient(settings.stripe_timeout_seconds)
         self._client = make_client(settings, self._http)
         self._livemode = settings.livemode
         self._pace = Pace(settings.meter_events_per_second)
@@ -82,7 +82,7 @@ class V1MeterSink:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.close_async()
+        await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def send(self, events: Sequence[MeterEvent]) -> list[Answer]:
         """Send one event once.  Never raises for anything Stripe or the network does."""
@@ -126,9 +126,9 @@ class V2StreamSink:
     channel = "v2_stream"
     batch_size = STREAM_BATCH_MAX
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, http: stripe.HTTPClient | None = None) -> None:
         self._settings = settings
-        self._http = MeterHttpClient(settings.stripe_timeout_seconds)
+        self._http = http or MeterHttpClient(settings.stripe_timeout_seconds)
         self._sessions = make_client(settings, self._http)
         self._pace = Pace(settings.meter_events_per_second)
         self._token: str | None = None
@@ -138,7 +138,7 @@ class V2StreamSink:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.close_async()
+        await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def send(self, events: Sequence[MeterEvent]) -> list[Answer]:
         """Send up to 100 events once.  Never raises for anything Stripe or the network does."""
@@ -184,9 +184,11 @@ class V2StreamSink:
         return self._token
 
 
-def make_sink(settings: Settings) -> V1MeterSink | V2StreamSink:
-    """The sink that `STRIPE_METER_SINK` names."""
-    return V2StreamSink(settings) if settings.stripe_meter_sink is MeterSinkName.V2_STREAM else V1MeterSink(settings)
+def make_sink(settings: Settings, http: stripe.HTTPClient | None = None) -> V1MeterSink | V2StreamSink:
+    """The sink that `STRIPE_METER_SINK` names; `http` is the SDK's transport, a pool of connections by default."""
+    if settings.stripe_meter_sink is MeterSinkName.V2_STREAM:
+        return V2StreamSink(settings, http)
+    return V1MeterSink(settings, http)
 
 
 def _payload(event: MeterEvent) -> dict[str, str]:

@@ -10,6 +10,8 @@ the answer: nothing, half of it, or slowly.
     rate_limited_429    no              429
     conflict_409        no              409
     html_200            no              200 with a page of something that stands before Stripe
+    key_expired_401     no              401 for the key
+    session_expired_401 no              401 for the stream's session
     lose_answer         once            the connection closes
     error_500_after     once            500, in v1 again for the same Idempotency-Key
     truncated_json      once            200 with half of the JSON
@@ -31,7 +33,9 @@ from enum import StrEnum
 from typing import Any
 
 from billing_pipeline.stripe_simulator.journal import Record
+from billing_pipeline.stripe_simulator.keys import key_expired
 from billing_pipeline.stripe_simulator.rate_limits import too_many_requests
+from billing_pipeline.stripe_simulator.sessions import session_expired
 from billing_pipeline.stripe_simulator.wire import Answer, Body, Refusal, Request
 
 
@@ -43,6 +47,8 @@ class FaultKind(StrEnum):
     RATE_LIMITED_429 = "rate_limited_429"
     CONFLICT_409 = "conflict_409"
     HTML_200 = "html_200"
+    KEY_EXPIRED_401 = "key_expired_401"
+    SESSION_EXPIRED_401 = "session_expired_401"
     LOSE_ANSWER = "lose_answer"
     ERROR_500_AFTER = "error_500_after"
     TRUNCATED_JSON = "truncated_json"
@@ -94,6 +100,8 @@ NOT_EXECUTED = frozenset(
         FaultKind.RATE_LIMITED_429,
         FaultKind.CONFLICT_409,
         FaultKind.HTML_200,
+        FaultKind.KEY_EXPIRED_401,
+        FaultKind.SESSION_EXPIRED_401,
     }
 )
 
@@ -107,6 +115,10 @@ def answer_instead(kind: FaultKind) -> Answer | None:
             return _refused(too_many_requests())
         case FaultKind.CONFLICT_409:
             return _refused(Refusal(409, "This request conflicts with another one that is being processed."))
+        case FaultKind.KEY_EXPIRED_401:
+            return _refused(key_expired())
+        case FaultKind.SESSION_EXPIRED_401:
+            return _refused(session_expired())
         case FaultKind.HTML_200:
             return Answer(200, {"Content-Type": "text/html"}, _PAGE)
     return None

@@ -59,8 +59,13 @@ def authenticate(headers: Mapping[str, str], keys: Mapping[str, KeyMode], now: d
     if mode is None or (mode.starts_at is not None and now < mode.starts_at):
         raise Refusal(401, "Invalid API Key provided. The simulator takes any key that begins with sk_test_.")
     if mode.expires_at is not None and now >= mode.expires_at:
-        raise Refusal(401, "Expired API Key provided. Roll over to its successor.", code="api_key_expired")
+        raise key_expired()
     return mode
+
+
+def key_expired() -> Refusal:
+    """What a key gets after its end."""
+    return Refusal(401, "Expired API Key provided. Roll over to its successor.", code="api_key_expired")
 
 
 def _key(authorization: str) -> str:

@@ -27,12 +27,17 @@ class StreamSessions:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         expires_at = self._expires_at.get(token.strip())
         if scheme.lower() != "bearer" or expires_at is None or now >= expires_at:
-            raise Refusal(
-                401,
-                "The meter event session is unknown or has expired. Create a new one and send the same events again.",
-                type="temporary_session_expired",
-                code="billing_meter_event_session_expired",
-            )
+            raise session_expired()
+
+
+def session_expired() -> Refusal:
+    """What a token gets that no living session has."""
+    return Refusal(
+        401,
+        "The meter event session is unknown or has expired. Create a new one and send the same events again.",
+        type="temporary_session_expired",
+        code="billing_meter_event_session_expired",
+    )
 
 
 def token_of(session: Body) -> str:

@@ -37,6 +37,7 @@ from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_r
 from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
 from billing_pipeline.usage.periods import PeriodsReport, sync_periods
+from billing_pipeline.usage.send import MeterSink
 from billing_pipeline.usage.source_contract import require_countable
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, batch_size, send_canaries, submit
 
@@ -62,6 +63,7 @@ class UsageFlow:
         self.catalogue = load_catalogue(settings)
         self.clock: Callable[[], datetime] = DatabaseClock(connection)
         self.mark = HighWaterMark(settings.mark_url)
+        self.new_sink: Callable[[], MeterSink] = lambda: make_sink(settings)
         self._database_url = database_url
         self._holder = holder
 
@@ -169,7 +171,7 @@ class UsageFlow:
             event_names=tuple(meter.event_name for meter in self.catalogue.meters),
             batch_size=batch_size(self.settings.meter_events_per_second),
         )
-        report = submit(self.connection, make_sink(self.settings), context, clock=self.clock, on_progress=on_progress)
+        report = submit(self.connection, self.new_sink(), context, clock=self.clock, on_progress=on_progress)
         if report.attempts == 0 and unproved_without_canary(
             self.connection, absence_after=context.times.absence_after, now=self.clock()
         ):
@@ -198,7 +200,7 @@ class UsageFlow:
             return 0
         names = [meter.event_name for meter in self.catalogue.meters]
         return send_canaries(
-            self.connection, make_sink(self.settings), gate.read_identity(self.connection), customer, names, self.clock
+            self.connection, self.new_sink(), gate.read_identity(self.connection), customer, names, self.clock
         )
 
     def confirm(self) -> ConfirmReport:

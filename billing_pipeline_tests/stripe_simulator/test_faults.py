@@ -24,6 +24,8 @@ WHAT_HAPPENS = {
     FaultKind.RATE_LIMITED_429: (stripe.RateLimitError, 0),
     FaultKind.CONFLICT_409: (stripe.APIError, 0),
     FaultKind.HTML_200: (stripe.APIError, 0),
+    FaultKind.KEY_EXPIRED_401: (stripe.AuthenticationError, 0),
+    FaultKind.SESSION_EXPIRED_401: ((stripe.AuthenticationError, stripe.TemporarySessionExpiredError), 0),
     FaultKind.LOSE_ANSWER: (stripe.APIConnectionError, 1),
     FaultKind.ERROR_500_AFTER: (stripe.APIError, 1),
     FaultKind.TRUNCATED_JSON: (stripe.APIError, 1),
@@ -39,6 +41,8 @@ STATUS = {
     FaultKind.RATE_LIMITED_429: 429,
     FaultKind.CONFLICT_409: 409,
     FaultKind.HTML_200: 200,
+    FaultKind.KEY_EXPIRED_401: 401,
+    FaultKind.SESSION_EXPIRED_401: 401,
     FaultKind.ERROR_500_AFTER: 500,
     FaultKind.TRUNCATED_JSON: 200,
 }
@@ -133,6 +137,8 @@ def test_same_identifier_sent_again_is_counted_once_in_all(kind):
             FaultKind.RATE_LIMITED_429,
             FaultKind.CONFLICT_409,
             FaultKind.HTML_200,
+            FaultKind.KEY_EXPIRED_401,
+            FaultKind.SESSION_EXPIRED_401,
             FaultKind.LATE_DELIVERY,
         }
 

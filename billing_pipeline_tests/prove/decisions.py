@@ -1,0 +1,64 @@
+"""Measures that the tests take every branch of the code that decides: states, sending, evidence and the gate."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DECIDING = (
+    "billing_pipeline/domain/entries.py",
+    "billing_pipeline/domain/protocol.py",
+    "billing_pipeline/domain/cuts.py",
+    "billing_pipeline/domain/seals.py",
+    "billing_pipeline/usage/attempts.py",
+    "billing_pipeline/usage/confirm.py",
+    "billing_pipeline/usage/gate.py",
+    "billing_pipeline/usage/send.py",
+    "billing_pipeline/usage/submit.py",
+)
+TESTS = ("domain", "usage", "faults")
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Branches there are, and those that were taken."""
+
+    modules: int
+    branches: int
+    covered: int
+    wrong: tuple[str, ...]
+
+
+def measure() -> Decisions:
+    """Run the tests of the deciding modules with every branch counted."""
+    with tempfile.TemporaryDirectory(prefix="billing-branches-") as folder:
+        environment = os.environ | {"COVERAGE_FILE": f"{folder}/data"}
+        coverage = [sys.executable, "-m", "coverage"]
+        tests = [f"billing_pipeline_tests/{name}" for name in TESTS]
+        run = [*coverage, "run", "--branch", f"--include={','.join(DECIDING)}", "-m", "pytest", "-q", *tests]
+        passed = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if passed.returncode:
+            return Decisions(len(DECIDING), 0, 0, (f"the tests failed: {passed.stdout[-500:]}",))
+        told = subprocess.run(
+            [*coverage, "json", "-q", "-o", "-"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+    files = json.loads(told.stdout)["files"]
+    wrong = tuple(
+        f"{name} has lines or branches without a test: {found['missing_lines']} {found['missing_branches']}"
+        for name, found in files.items()
+        if found["missing_lines"] or found["missing_branches"]
+    )
+    wrong += tuple(f"{name} was not measured" for name in DECIDING if name not in files)
+    summaries = [found["summary"] for found in files.values()]
+    return Decisions(
+        len(files),
+        sum(summary["num_branches"] for summary in summaries),
+        sum(summary["covered_branches"] for summary in summaries),
+        wrong,
+    )
