@@ -86,8 +86,8 @@ def state_after(outcome: Outcome, *, earlier_unknown: bool) -> EntryState:
         case Outcome.REJECTED:
             # The first attempt may have counted before, say, the meter was archived; only a summary can tell.
             return EntryState.AMBIGUOUS if earlier_unknown else EntryState.REJECTED
-        case Outcome.UNKNOWN:
-            return EntryState.AMBIGUOUS
+    # Unknown: whatever may have been executed is not certain until Stripe shows it.
+    return EntryState.AMBIGUOUS
 
 
 class Verdict(StrEnum):

@@ -22,7 +22,22 @@ DECIDING = (
     "billing_pipeline/usage/send.py",
     "billing_pipeline/usage/submit.py",
 )
-TESTS = ("domain", "usage", "faults")
+TESTS = (
+    "domain",
+    "usage/test_confirm.py",
+    "usage/test_cut.py",
+    "usage/test_seal.py",
+    "usage/test_submit.py",
+    "faults/test_c11_failover.py",
+    "faults/test_c13_crash.py",
+    "faults/test_c14_restore_drill.py",
+    "faults/test_c15_clone.py",
+    "faults/test_c19_c20_backlog.py",
+    "faults/test_d_answers.py",
+    "faults/test_d_time.py",
+    "faults/test_d_wrong_stripe.py",
+    "faults/test_e_confirmation.py",
+)
 
 
 @dataclass(frozen=True)

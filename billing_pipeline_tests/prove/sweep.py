@@ -67,7 +67,7 @@ def sweep(place: Place, outcome: FaultKind | None, *, every: int = 1) -> Sweep:
 
 
 def _die(world: World, outcome: FaultKind | None, death: Death) -> Death:
-    world.record_usage(quantity=1_000 + len(world.rows))
+    world.product.record(world.connection, [world.product.one_row(1_000 + len(world.product.rows))])
     world.pass_time(HOUR)
     world.plan.forced = outcome
     world.flush(death)

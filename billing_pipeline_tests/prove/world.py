@@ -7,18 +7,16 @@ simulated.  A crash stops everything the flush would still have done, at any of 
 from __future__ import annotations
 
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any, LiteralString
 
 from billing_pipeline.database.connection import connect
-from billing_pipeline.domain.windows import hour_of
 from billing_pipeline.errors import BillingError, GateClosed, LedgerFrozen
 from billing_pipeline.reconciliation.invariants import Violation, violations
 from billing_pipeline.settings import load_settings
@@ -33,18 +31,17 @@ from billing_pipeline.stripe_simulator.wire import Request
 from billing_pipeline.usage.adopt import adopt, release, require_settled
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.flush import UsageFlow, flush
-from billing_pipeline_tests.builders import billable_event, copy_events, map_customer
+from billing_pipeline_tests.builders import copy_events, map_customer
 from billing_pipeline_tests.fix_postgres import create_database, drop_database
 from billing_pipeline_tests.fix_simulator import SimulatorClock
 from billing_pipeline_tests.prove.crash import Crash, Death, dying
 from billing_pipeline_tests.prove.direct import DirectHTTP
-from billing_pipeline_tests.prove.judge import Cell, Verdict, judge, truth
+from billing_pipeline_tests.prove.judge import Verdict, judge
 from billing_pipeline_tests.prove.plan import CALM, HOUR, MINUTE, Chances, Plan, identifiers_of
+from billing_pipeline_tests.prove.product import Product
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 ORGANIZATIONS = ("acme", "globex", "initech")
-EVENT_TYPES = ("prompt_tokens", "api_request")
-COUNTED = {"api_request"}
 RESTORE_AGE_MAX = 78 * HOUR
 DRAIN_HOURS_MAX = 90
 DAY = 24 * HOUR
@@ -96,15 +93,12 @@ class World:
         self.time = SimulatorClock(START)
         self.core = SimulatedStripe(self.time, MemoryJournal(), lag=self.plan.lag, fault=self.plan.fault)
         self.tally = Tally()
-        self.rows: dict[str, dict[str, Any]] = {}
         self._server_url, self._name = place.server_url, f"{place.template}_{name}"
         self._snapshot: tuple[datetime, int] | None = None
-        self._highest: defaultdict[Cell, list[tuple[datetime, int]]] = defaultdict(list)
         self._requests_when_frozen = 0
         self._restored_at: list[datetime] = []
         self._hours_of_trouble: set[datetime] = set()
         self._down_until = self._outage_until = START
-        self._numbers = count()
         self.url = create_database(place.server_url, self._name, place.template)
         self.settings = load_settings(
             database_url=self.url,
@@ -123,6 +117,7 @@ class World:
             self.customers = create_customers(self.flow.stripe, self.settings, ORGANIZATIONS)
         for organization_id, customer in self.customers.items():
             map_customer(self.connection, organization_id, customer)
+        self.product = Product(self.plan, self.time, self.customers, START)
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -145,9 +140,11 @@ class World:
         """Usage, perhaps a disaster, perhaps a flush; then the hour is over."""
         hour = self.tally.hours
         chance = self.plan.random("hour", hour)
-        self._record(self._new_rows(chance))
-        self._change_rows(chance)
-        committed_late = [row for row in self._new_rows(chance) if chance.random() < self.plan.chances.late_commit]
+        self.product.record(self.connection, self.product.new_rows(chance))
+        self.product.change_rows(self.connection, chance)
+        committed_late = [
+            row for row in self.product.new_rows(chance) if chance.random() < self.plan.chances.late_commit
+        ]
         self._begin_trouble(chance)
         if chance.random() < self.plan.chances.snapshot:
             self._take_snapshot()
@@ -156,7 +153,8 @@ class World:
         elif self.time() >= self._down_until and chance.random() >= self.plan.chances.idle_hour:
             self.flush(self._death(chance))
         # Their transaction began before the flush and commits after it.
-        self._record([row | {"recorded_at": row["recorded_at"] - 5 * MINUTE} for row in committed_late])
+        late = [row | {"recorded_at": row["recorded_at"] - 5 * MINUTE} for row in committed_late]
+        self.product.record(self.connection, late)
         self.pass_time(HOUR)
         self.tally.hours += 1
 
@@ -183,19 +181,6 @@ class World:
         open_entries = "SELECT count(*) FROM ledger_entries WHERE NOT settled"
         return not self._number(due, self.time() - HOUR) and not self._number(open_entries)
 
-    def record_usage(self, quantity: int) -> None:
-        """One row of one organization, in this hour."""
-        now = self.time()
-        row = billable_event(
-            event_id=f"{self.plan.seed}-{next(self._numbers)}",
-            organization_id=ORGANIZATIONS[0],
-            event_type=EVENT_TYPES[0],
-            quantity=quantity,
-            occurred_at=now + MINUTE,
-            recorded_at=now + MINUTE,
-        )
-        self._record([row])
-
     def has_failed(self) -> bool:
         """Whether something has happened that no drain can mend."""
         return bool(self.tally.undetected or self.tally.unwitnessed or self.verdict().excess)
@@ -217,10 +202,10 @@ class World:
 
     def verdict(self) -> Verdict:
         """What the judge says now."""
-        expected = truth(self.rows.values(), self.customers, COUNTED)
         with self.calm():
             canaries = self.flow.stripe.v1.customers.list({"email": CANARY_EMAIL}).data
-        return judge(expected, self.core.journal.read(), {canary.id for canary in canaries}, self._highest)
+        nobody = {canary.id for canary in canaries}
+        return judge(self.product.truth(), self.core.journal.read(), nobody, self.product.highest)
 
     def flush(self, death: Death | None = None) -> None:
         """One flush, which may die."""
@@ -248,54 +233,6 @@ class World:
         if chance.random() >= self.plan.chances.crash:
             return Death(None)
         return Death(chance.randrange(STEPS_MAX), unheard=chance.random() < 0.5)
-
-    def _new_rows(self, chance: Random) -> list[dict[str, Any]]:
-        """What the product counts in an hour; some of it late."""
-        now = self.time()
-        rows = []
-        for organization_id in ORGANIZATIONS:
-            for _ in range(chance.randrange(3)):
-                late = chance.random() < self.plan.chances.late_row
-                age = chance.random() * (72 * HOUR if late else 55 * MINUTE)
-                rows.append(
-                    billable_event(
-                        event_id=f"{self.plan.seed}-{next(self._numbers)}",
-                        organization_id=organization_id,
-                        event_type=chance.choice(EVENT_TYPES),
-                        # More digits than a float of four bytes holds.
-                        quantity=chance.randrange(1, 10**9),
-                        occurred_at=max(now - age, START),
-                        recorded_at=now,
-                    )
-                )
-        return rows
-
-    def _record(self, rows: list[dict[str, Any]]) -> None:
-        copy_events(self.connection, rows)
-        self.rows |= {row["event_id"]: row for row in rows}
-        self._note_truth(rows)
-
-    def _note_truth(self, changed: list[dict[str, Any]]) -> None:
-        """Remember what the source says from now on of the hours of these rows."""
-        hours = {hour_of(row["occurred_at"]) for row in changed}
-        of_hours = [row for row in self.rows.values() if hour_of(row["occurred_at"]) in hours]
-        for cell, units in truth(of_hours, self.customers, COUNTED).items():
-            self._highest[cell].append((self.time(), units))
-
-    def _change_rows(self, chance: Random) -> None:
-        """Corrections and deletions, within two days."""
-        now = self.time()
-        young = [row for row in self.rows.values() if row["occurred_at"] > now - 48 * HOUR]
-        if young and chance.random() < self.plan.chances.changed_row:
-            row = chance.choice(young)
-            row |= {"quantity": chance.randrange(1, 10**9), "recorded_at": now}
-            change = "UPDATE public.billable_events SET quantity = %s, recorded_at = %s WHERE event_id = %s"
-            self.connection.execute(change, (row["quantity"], now, row["event_id"]))
-            self._note_truth([row])
-        if young and chance.random() < self.plan.chances.deleted_row:
-            gone = chance.choice(young)["event_id"]
-            del self.rows[gone]
-            self.connection.execute("DELETE FROM public.billable_events WHERE event_id = %s", (gone,))
 
     def _begin_trouble(self, chance: Random) -> None:
         now = self.time()
@@ -338,7 +275,7 @@ class World:
         create_database(self._server_url, self._name, self._snapshot_name)
         self._open()
         self.connection.execute("TRUNCATE public.billable_events")
-        copy_events(self.connection, self.rows.values())
+        copy_events(self.connection, self.product.rows.values())
         # Recorded anew, so that the restored cutoff does not hide them.
         self.connection.execute("UPDATE public.billable_events SET recorded_at = %s", (self.time(),))
         self.tally.restores += 1

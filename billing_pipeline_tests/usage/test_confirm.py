@@ -163,6 +163,46 @@ def test_one_meters_trouble_does_not_keep_the_others_from_being_proved(flow, bil
     assert sorted(states(flow)) == ["accepted", "confirmed"]
 
 
+def settled_lanes(flow, bill, *organizations):
+    """One confirmed entry of each organization; returns the customers and what Stripe shows."""
+    customers = bill(*organizations)
+    for organization_id in customers:
+        insert_events(flow.connection, billable_event(organization_id=organization_id, occurred_at=CLOSED))
+    flow.validate_contract()
+    flow.aggregate()
+    flow.cut()
+    flow.submit()
+    shown = {("prompt_tokens", customer, CLOSED): 1 for customer in customers.values()}
+    assert judge(flow, Summaries(shown)).confirmed == len(organizations)
+    return customers, shown
+
+
+def test_one_customers_trouble_does_not_keep_the_settled_days_of_others_from_being_read_again(flow, bill):
+    customers, shown = settled_lanes(flow, bill, "acme", "globex")
+    read = []
+
+    class Broken(Summaries):
+        def days(self, event_name, customer, start, end):
+            if customer == customers["acme"]:
+                raise StripeRefused("no such customer")
+            read.append(customer)
+            return super().days(event_name, customer, start, end)
+
+    with pytest.raises(StripeRefused, match="1 of the days"):
+        judge(flow, Broken(shown), later=timedelta(hours=21))
+
+    assert read == [customers["globex"]]
+
+
+def test_settled_days_wait_when_the_reads_are_spent(flow, bill):
+    _, shown = settled_lanes(flow, bill, "acme")
+
+    spent = judge(flow, Summaries(shown), later=timedelta(hours=21), reads_max=1)
+    enough = judge(flow, Summaries(shown), later=timedelta(hours=21))
+
+    assert (spent.lanes_read_again, enough.lanes_read_again) == (0, 1)
+
+
 def test_confirmation_asks_the_gate_whose_ledger_it_is(flow, bill):
     prepare(flow, bill, 5)
     flow.connection.execute("UPDATE ledger_identity SET stripe_account = 'acct_other'")
