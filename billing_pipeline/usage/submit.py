@@ -166,15 +166,20 @@ class _Run:
             loop = asyncio.get_running_loop()
             with ThreadPoolExecutor(1) as ledger:
                 await self._send_batches(partial(loop.run_in_executor, ledger))
-            if self.totals["attempts"] and self._context.canary_customer is not None:
-                self.totals["canaries"] = await _send_canaries(
-                    self._connection,
-                    self._sink,
-                    self._context.identity,
-                    self._context.canary_customer,
-                    self._context.event_names,
-                    self._clock(),
-                )
+            await self._send_canaries_behind()
+
+    async def _send_canaries_behind(self) -> None:
+        customer = self._context.canary_customer
+        if customer is None or not self.totals["attempts"]:
+            return
+        self.totals["canaries"] = await _send_canaries(
+            self._connection,
+            self._sink,
+            self._context.identity,
+            customer,
+            self._context.event_names,
+            self._clock(),
+        )
 
     async def _send_batches(self, in_ledger: Callable[..., asyncio.Future[Any]]) -> None:
         claims = deque(in_ledger(self._claim) for _ in range(CLAIMED_AHEAD))

@@ -149,6 +149,7 @@ def batch_level_outcome(world: World, stack: ExitStack) -> None:
 
 def cursor_that_skips(world: World, stack: ExitStack) -> None:
     """Rows are read from the last cutoff on, without overlap and without a daily look at everything."""
+    _set(stack, world, "looks_at_everything", False)
     _set(stack, aggregate, "recorded_since", lambda connection, overlap: world.cutoff())
     _set(stack, aggregate, "next_scope", lambda connection, now: Scope.TOUCHED if world.cutoff() else Scope.FULL)
 

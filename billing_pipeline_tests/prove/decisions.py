@@ -26,6 +26,8 @@ TESTS = (
     "domain",
     "usage/test_confirm.py",
     "usage/test_cut.py",
+    "usage/test_gate.py",
+    "usage/test_log_lines.py",
     "usage/test_seal.py",
     "usage/test_submit.py",
     "faults/test_c11_failover.py",

@@ -187,7 +187,7 @@ def _judged(
     company.read_witness()
     unannounced = tuple(company.witness.unannounced())
     verdict = company.verdict()
-    wrong = _few(misfortunes.wrong) + _few(verdict.wrong)
+    wrong = _few(misfortunes.wrong) + _few(tuple(verdict.wrong.values()))
     if verdict.doubled:
         wrong += (f"{verdict.doubled} meter events too many in minutes that were counted already",)
     if misfortunes.undetected:

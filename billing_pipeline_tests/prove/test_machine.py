@@ -23,4 +23,5 @@ def test_no_order_of_steps_loses_or_doubles_a_unit():
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN_RULES, ids=lambda broken: broken.name)
 def test_a_broken_rule_is_found(broken: BrokenRule):
-    assert run_broken(broken, examples=200, steps=50, seed=SEED).wrong, broken.meaning
+    # The first example that shows it ends the run; which one that is depends on what else is imported.
+    assert run_broken(broken, examples=1_000, steps=50, seed=SEED).wrong, broken.meaning
