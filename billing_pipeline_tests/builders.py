@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 from psycopg import Connection
+from psycopg.types.json import Jsonb
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 """A quiet hour in the past, the default time of events; tests that reach Stripe pass recent times."""
@@ -27,6 +28,7 @@ def billable_event(**overrides: Any) -> dict[str, Any]:
         "quantity": Decimal(1),
         "occurred_at": occurred_at,
         "recorded_at": recorded,
+        "properties": None,
     } | overrides
 
 
@@ -37,13 +39,14 @@ def insert_events(connection: Connection[Any], *events: dict[str, Any]) -> None:
 
 def copy_events(connection: Connection[Any], events: Iterable[dict[str, Any]]) -> None:
     """The same for many rows."""
-    columns = ("event_id", "organization_id", "event_type", "quantity", "occurred_at", "recorded_at")
+    columns = ("event_id", "organization_id", "event_type", "quantity", "occurred_at", "recorded_at", "properties")
     with (
         connection.cursor() as cursor,
         cursor.copy(f"COPY public.billable_events ({', '.join(columns)}) FROM STDIN") as copy,
     ):
         for event in events:
-            copy.write_row([event[column] for column in columns])
+            row = [event.get(column) for column in columns]
+            copy.write_row([Jsonb(value) if isinstance(value, dict) else value for value in row])
 
 
 def map_customer(connection: Connection[Any], organization_id: str, customer: str, during: str = "(,)") -> None:

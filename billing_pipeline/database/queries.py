@@ -40,6 +40,11 @@ def relation(qualified_name: str) -> Composed:
     return SQL(".").join(Identifier(part) for part in qualified_name.split("."))
 
 
+def part(name: str) -> SQL:
+    """A named part of other statements."""
+    return SQL(statements()[name])
+
+
 def _compose(name: str, parts: Mapping[str, Composable] | None) -> Composed | SQL:
     statement = SQL(statements()[name])
     return statement.format(**parts) if parts else statement

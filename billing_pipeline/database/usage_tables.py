@@ -11,8 +11,10 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ForeignKey,
     Identity,
     Index,
+    LargeBinary,
     Numeric,
     Table,
     Text,
@@ -119,6 +121,8 @@ meter_versions = Table(
     Column("aggregation", Text, nullable=False),
     Column("event_name", Text, nullable=False, comment="Stripe's meter event name"),
     Column("unit_scale", Numeric, nullable=False, comment="Stripe units per unit of quantity"),
+    Column("choices", ARRAY(JSONB), comment="an event's properties must contain one of these; null: all do"),
+    Column("property", Text, comment="of unique: whose different values are counted"),
     Column("valid_from", Instant, primary_key=True, comment="a full UTC hour"),
     Column("valid_until", Instant, comment="a full UTC hour; null: the catalogue still says so"),
     CheckConstraint("valid_from < valid_until", name="span"),
@@ -154,6 +158,11 @@ usage_windows = Table(
     ),
     Column("units", Numeric, nullable=False, server_default=text("0"), comment="quantity times unit scale, exact"),
     Column("quantity", Numeric, nullable=False, comment="before the unit scale, exact"),
+    Column(
+        "period_level",
+        Numeric,
+        comment="of max, last and unique: Stripe units of the billing period up to here; null: a sum or count",
+    ),
     Column("event_count", BigInteger, nullable=False),
     Column("last_recorded_at", Instant, comment="with count and quantity: the digest of the rows"),
     Column("contract_version", Text, nullable=False),
@@ -201,6 +210,26 @@ usage_windows = Table(
         "starts_at",
         postgresql_where=text("units <> trunc(units) OR carried <> 0"),
     ),
+    # A level goes on from the window before.
+    Index(
+        "usage_windows_period_levels_idx",
+        "organization_id",
+        "starts_at",
+        postgresql_where=text("period_level IS NOT NULL"),
+    ),
     # What is not settled stays in sight however old it is.
     Index("usage_windows_not_settled_idx", "starts_at", postgresql_where=text("cut_due OR hold_reason IS NOT NULL")),
+)
+
+unique_values = Table(
+    "unique_values",
+    metadata,
+    Column("window_id", BigInteger, ForeignKey(usage_windows.c.window_id), primary_key=True),
+    Column("value", LargeBinary, primary_key=True, comment="SHA-256 of the property's value"),
+    Column("organization_id", Text, nullable=False),
+    Column("meter", Text, nullable=False),
+    Column("starts_at", Instant, nullable=False, comment="the window's"),
+    # Is this value new in its billing period?
+    Index("unique_values_seen_idx", "organization_id", "meter", "value", "starts_at"),
+    comment="which values of a property each window of a unique meter has seen",
 )

@@ -7,6 +7,9 @@ Parsing collects every fault before it raises, so that one run shows a person al
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
+import math
 import re
 import tomllib
 from collections import Counter
@@ -18,8 +21,9 @@ from typing import Any
 from billing_pipeline.errors import CatalogueError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_METER_KEYS = {"event_types", "aggregation", "event_name", "unit_scale"}
+_METER_KEYS = {"event_types", "aggregation", "event_name", "unit_scale", "filter", "property"}
 EVENT_NAME_LENGTH_MAX = 100  # Stripe: event_name of a meter event
+FILTER_CHOICES_MAX = 100
 
 
 class Aggregation(StrEnum):
@@ -27,6 +31,19 @@ class Aggregation(StrEnum):
 
     SUM = "sum"  # of quantity
     COUNT = "count"  # of events; a quantity may be missing
+    MAX = "max"  # the highest quantity of the billing period
+    LAST = "last"  # the latest quantity of the billing period
+    UNIQUE = "unique"  # how many different values a property has in the billing period; a quantity may be missing
+
+    @property
+    def needs_quantity(self) -> bool:
+        """Whether an event without quantity cannot be counted."""
+        return self not in {Aggregation.COUNT, Aggregation.UNIQUE}
+
+    @property
+    def is_period_level(self) -> bool:
+        """Whether a window's worth depends on the rest of its billing period; sums and counts just add up."""
+        return self not in {Aggregation.SUM, Aggregation.COUNT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,10 @@ class Meter:
     """Stripe's meter event name."""
     unit_scale: Decimal = Decimal(1)
     """Stripe units per unit of quantity; the product is rounded down once, on the window total."""
+    choices: tuple[str, ...] = ()
+    """JSON objects, of which an event's properties must contain one; empty: every event of its types counts."""
+    property: str | None = None
+    """Of `unique`: the property whose different values are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +79,20 @@ class Catalogue:
 
     @property
     def summed_event_types(self) -> frozenset[str]:
-        """Event types of which some meter sums the quantity; events of any other need none."""
-        summing = [meter for meter in self.meters if meter.aggregation is Aggregation.SUM]
+        """Event types of which some meter takes the quantity; events of any other need none."""
+        summing = [meter for meter in self.meters if meter.aggregation.needs_quantity]
         return frozenset().union(*(meter.event_types for meter in summing))
+
+    @property
+    def needed_properties(self) -> frozenset[tuple[str, str]]:
+        """Event type and property, for each property that an event of the type must have."""
+        counting = [meter for meter in self.meters if meter.property]
+        return frozenset((kind, str(meter.property)) for meter in counting for kind in meter.event_types)
+
+    @property
+    def reads_properties(self) -> bool:
+        """Whether any meter looks at more than the columns."""
+        return any(meter.choices or meter.property for meter in self.meters)
 
 
 def parse_catalogue(text: str, *, origin: str) -> Catalogue:
@@ -113,9 +145,37 @@ def _meter(name: str, entry: Any, faults: list[str]) -> Meter | None:
         faults.append(f'{where}: unit_scale must be a whole number, or a decimal in quotes such as "0.001"')
     elif Decimal(str(scale)) == 0:
         faults.append(f"{where}: unit_scale must be above 0")
+    choices = _choices(where, entry.get("filter", {}), faults)
+    prop = entry.get("property")
+    if aggregation == Aggregation.UNIQUE and not (isinstance(prop, str) and prop):
+        faults.append(f'{where}: unique needs property = "...", whose different values are counted')
+    if aggregation != Aggregation.UNIQUE and prop is not None:
+        faults.append(f"{where}: property belongs to the aggregation unique only")
     if len(faults) > found:
         return None
-    return Meter(name, tuple(event_types or ()), Aggregation(str(aggregation)), event_name, Decimal(str(scale)))
+    return Meter(
+        name, tuple(event_types or ()), Aggregation(str(aggregation)), event_name, Decimal(str(scale)), choices, prop
+    )
+
+
+def _choices(where: str, given: Any, faults: list[str]) -> tuple[str, ...]:
+    """Every combination that the filter accepts, as JSON; a property may name several values."""
+    if not isinstance(given, dict) or not all(given):
+        faults.append(f"{where}: filter must be a table of properties and the values they may have")
+        return ()
+    values = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+    for key, accepted in values.items():
+        # No fractions: a TOML float has already lost its exact value.
+        if not accepted or not all(isinstance(value, (str, int)) for value in accepted):
+            faults.append(f"{where}: filter.{key} must be a text, a whole number, true or false, or a list of them")
+            return ()
+    if math.prod(len(accepted) for accepted in values.values()) > FILTER_CHOICES_MAX:
+        faults.append(f"{where}: filter has more than {FILTER_CHOICES_MAX} combinations")
+        return ()
+    if not values:
+        return ()
+    combinations = itertools.product(*(values[key] for key in sorted(values)))
+    return tuple(json.dumps(dict(zip(sorted(values), chosen, strict=True))) for chosen in combinations)
 
 
 def _repeats(where: str, event_types: list[str]) -> list[str]:

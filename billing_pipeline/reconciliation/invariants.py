@@ -15,6 +15,7 @@ from psycopg import Connection
 from psycopg.sql import Composable, Literal
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.properties import property_parts
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.domain.windows import HOUR
 from billing_pipeline.settings import Settings
@@ -37,6 +38,7 @@ LEDGER_INVARIANTS = (
     "v17_no_window_below_zero",
     "v18_open_entries_are_listed",
     "v19_periods_keep_their_usage",
+    "v20_period_levels_add_up",
 )
 
 
@@ -84,7 +86,7 @@ def _parts(
         return None
     overlap = timedelta(seconds=settings.billing_cutoff_overlap_seconds)
     last = queries.fetch_dicts(connection, "latest_aggregation")[0]["cutoff_at"]
-    return {
+    return property_parts(connection) | {
         "source": queries.relation(settings.billing_source_relation),
         # The oldest hour may have left the reach since it was counted.
         "reach_start": Literal(reach_start(now) + HOUR),

@@ -13,9 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg import Connection, IsolationLevel
-from psycopg.sql import Literal
+from psycopg.sql import SQL, Composable, Literal
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.properties import kinds_of_counting, property_parts
 from billing_pipeline.domain.differences import Difference, HourShown, Sides, differences, with_hours
 from billing_pipeline.domain.reach import month_of, reach_end, reach_start
 from billing_pipeline.settings import Settings
@@ -40,7 +41,7 @@ def reconcile(connection: Connection[Any], *, settings: Settings, now: datetime)
     What counts in which hour is what aggregation recorded; before the first one there is nothing to compare.
     """
     grace = timedelta(seconds=settings.billing_window_grace_seconds)
-    parts = {
+    parts: dict[str, Composable] = {
         "source": queries.relation(settings.billing_source_relation),
         "month_start": Literal(month_of(reach_start(now))),
         "reach_start": Literal(reach_start(now)),
@@ -49,6 +50,10 @@ def reconcile(connection: Connection[Any], *, settings: Settings, now: datetime)
         "now": Literal(now),
     }
     with _one_snapshot(connection):
+        parts |= property_parts(connection) | {"period_level_since": queries.part("period_level_since")}
+        has_period_levels = kinds_of_counting(connection)["period_levels"]
+        levels = queries.part("period_levels_of_the_source").format(**parts) if has_period_levels else SQL("")
+        parts["period_levels_of_the_source"] = levels
         ledger = queries.fetch(connection, "reconcile_usage", Sides, parts=parts)
         hours = queries.fetch(connection, "differing_hours", HourShown, parts=parts)
     sides = tuple(_with_hours(ledger, hours))

@@ -17,11 +17,13 @@ from psycopg import Connection, IsolationLevel
 from psycopg.sql import Literal
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.properties import kinds_of_counting, property_parts
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.usage.contract import CONTRACT_VERSION
 from billing_pipeline.usage.meter_versions import keep_meter_versions
+from billing_pipeline.usage.period_levels import counting, state_period_levels
 
 FULL_EVERY = timedelta(hours=24)
 
@@ -118,18 +120,22 @@ def _count(
     queries.execute(connection, _FIND_HOURS[scope], parts=reach | {"since": Literal(since)})
     queries.execute(connection, "analyze_touched_hours")
     first_hour_at: datetime | None = queries.fetch_dicts(connection, "first_touched_hour")[0]["first_hour_at"]
-    queries.execute(connection, "read_usage_rows", parts=reach | {"first_hour": Literal(first_hour_at)})
+    rows = reach | {"first_hour": Literal(first_hour_at)} | property_parts(connection)
+    queries.execute(connection, "read_usage_rows", parts=rows)
     queries.execute(connection, "analyze_usage_rows")
-    queries.execute(connection, "find_period_parts", parts=reach | {"first_hour": Literal(first_hour_at)})
+    queries.execute(connection, "find_period_parts", parts=rows)
     queries.execute(connection, "analyze_period_parts")
-    queries.execute(connection, "count_windows")
+    queries.execute(connection, "make_counted_windows")
+    queries.execute(connection, "count_windows", parts=counting("deltas"))
+    if kinds_of_counting(connection)["period_levels"]:
+        queries.execute(connection, "count_windows", parts=counting("period_levels"))
     queries.execute(connection, "analyze_counted_windows")
     return first_hour_at
 
 
 def _merge(connection: Connection[Any], first_hour_at: datetime | None, cutoff_at: datetime) -> tuple[int, int]:
     """Bring `usage_windows` to what was counted; returns how many changed and how many carry more or less."""
-    merge = {
+    merge: dict[str, Any] = {
         "contract_version": CONTRACT_VERSION,
         "cutoff_at": cutoff_at,
         "first_hour_at": first_hour_at,
@@ -137,6 +143,14 @@ def _merge(connection: Connection[Any], first_hour_at: datetime | None, cutoff_a
     }
     changed = queries.execute(connection, "merge_counted_windows", merge)
     changed += queries.execute(connection, "empty_uncounted_windows", merge)
+    kinds = kinds_of_counting(connection)
+    if kinds["period_levels"]:
+        changed += state_period_levels(
+            connection,
+            unique_values=kinds["unique_values"],
+            first_hour_at=first_hour_at,
+            reach_start=merge["reach_start"],
+        )
     return changed, queries.execute(connection, "carry_fractions", merge)
 
 

@@ -25,6 +25,7 @@ from billing_pipeline.usage.row_contract import (
     FUTURE_MAX,
     ROW_RULES,
     first_faults,
+    property_missing,
     read_chunks,
     row_schema,
     storable_times,
@@ -98,6 +99,7 @@ def validate_contract(
         connection,
         database_url,
         source,
+        catalogue,
         # A row that was ever good was recorded at most this much before it occurred.
         recorded_since=since or lookback_start - FUTURE_MAX,
         occurred_since=None if since else lookback_start,
@@ -120,7 +122,7 @@ def validate_contract(
             "known_event_types": sorted(catalogue.known_event_types),
             "summed_event_types": sorted(catalogue.summed_event_types),
         },
-        parts={"source": queries.relation(source)},
+        parts={"source": queries.relation(source), "property_missing": property_missing(catalogue)},
     )
     faults = [Fault(reason, Severity.ROW, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
     faults += _notices(connection, source, now - lookback)

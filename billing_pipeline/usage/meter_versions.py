@@ -22,7 +22,7 @@ from billing_pipeline.domain.windows import HOUR, hour_of
 
 def definition(meter: Meter) -> dict[str, Any]:
     """What decides how a meter counts, with a version that two equal definitions share."""
-    parts = {
+    parts: dict[str, Any] = {
         "meter": meter.name,
         "event_types": sorted(meter.event_types),
         "aggregation": str(meter.aggregation),
@@ -30,6 +30,11 @@ def definition(meter: Meter) -> dict[str, Any]:
         # As text: a JSON number may be read as a float.
         "unit_scale": f"{meter.unit_scale.normalize():f}",
     }
+    # Only where they are used, so that a meter without them keeps its version.
+    if meter.choices:
+        parts["choices"] = [json.loads(choice) for choice in sorted(meter.choices)]
+    if meter.property:
+        parts["property"] = meter.property
     return parts | {"version": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}
 
 

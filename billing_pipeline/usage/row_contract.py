@@ -7,6 +7,7 @@ and a test holds the two equal.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 import pandera.pandas as pa
 import pyarrow
 from psycopg import Connection
-from psycopg.sql import SQL, Literal
+from psycopg.sql import SQL, Composable, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.arrow import read_batches
@@ -34,6 +35,7 @@ _COLUMNS = pyarrow.schema(
         ("occurred_at", pyarrow.string()),
         ("recorded_at", pyarrow.string()),
         ("lag_microseconds", pyarrow.int64()),
+        ("property_missing", pyarrow.bool_()),
     ]
 )
 
@@ -45,6 +47,7 @@ ROW_RULES = (
     "quantity_not_finite",
     "quantity_negative",
     "quantity_too_many_digits",
+    "property_missing",
     "occurred_at_missing",
     "recorded_at_missing",
     "time_out_of_range",
@@ -59,6 +62,7 @@ def read_chunks(
     connection: Connection[Any],
     database_url: str,
     source: str,
+    catalogue: Catalogue,
     *,
     recorded_since: datetime,
     occurred_since: datetime | None,
@@ -71,9 +75,18 @@ def read_chunks(
         source=queries.relation(source),
         recorded_since=Literal(recorded_since),
         occurred_since=Literal(occurred_since or "infinity"),
+        property_missing=property_missing(catalogue),
     )
     for batch in read_batches(database_url, statement.as_string(connection)):
         yield pyarrow.Table.from_batches([batch]).cast(_COLUMNS).to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def property_missing(catalogue: Catalogue) -> Composable:
+    """Whether a row lacks a property that a meter of today's catalogue counts by, as SQL over the source as `s`."""
+    if not catalogue.needed_properties:
+        return SQL("false")
+    needed = [{"event_type": kind, "property": name} for kind, name in sorted(catalogue.needed_properties)]
+    return queries.part("needed_property_is_missing").format(needed_properties=Literal(json.dumps(needed)))
 
 
 def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
@@ -103,6 +116,9 @@ def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
                     pa.Check(lambda c: c <= latest_lag, name="occurred_at_too_old"),
                 ],
                 nullable=True,
+            ),
+            "property_missing": pa.Column(
+                pd.ArrowDtype(pyarrow.bool_()), pa.Check(lambda c: ~c, name="property_missing"), nullable=False
             ),
         },
         # Only this rule looks at two columns: a count needs no quantity, a sum does.

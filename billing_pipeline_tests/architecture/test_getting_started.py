@@ -46,7 +46,7 @@ def test_its_source_is_the_one_of_the_embedded_database(database_url, empty_data
 def test_its_catalogue_is_one():
     catalogue = parse_catalogue(next(block for block in blocks("toml") if "[meters." in block), origin="the document")
 
-    assert {meter.name for meter in catalogue.meters} == {"prompt_tokens", "generated_tokens"}
+    assert {meter.name for meter in catalogue.meters} == {"prompt_tokens", "generated_tokens", "active_users"}
 
 
 def test_its_mapping_is_one_and_every_key_is_explained(tmp_path):

@@ -81,7 +81,7 @@ def test_every_fault_is_named_at_once():
         "unknown key 'surprise'",
         "lower case letters",
         "at least one text",
-        "one of sum, count, not 'average'",
+        "one of sum, count, max, last, unique, not 'average'",
         "decimal in quotes",
         "unknown key 'colour'",
         "share the event_name 'same'",
@@ -116,6 +116,28 @@ def test_a_catalogue_without_meters_is_refused(text):
 def test_a_scale_that_is_no_positive_plain_number_is_refused(scale):
     with pytest.raises(CatalogueError, match="unit_scale"):
         parse_catalogue(f'[meters.a]\nevent_types = ["a"]\naggregation = "sum"\nunit_scale = {scale}', origin="m")
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ('filter = "pro"', "filter must be a table"),
+        ("filter = { tier = 0.5 }", "filter.tier must be a text"),
+        ("filter = { tier = [] }", "filter.tier must be a text"),
+        ("filter = { tier = { is = 1 } }", "filter.tier must be a text"),
+        (f"filter = {{ a = {list(range(11))}, b = {list(range(10))} }}", "more than 100 combinations"),
+        ('property = "user"', "property belongs to the aggregation unique only"),
+    ],
+)
+def test_a_filter_that_cannot_be_matched_exactly_is_refused(keys, named):
+    with pytest.raises(CatalogueError, match=named):
+        parse_catalogue(f'[meters.a]\nevent_types = ["a"]\naggregation = "sum"\n{keys}', origin="m")
+
+
+@pytest.mark.parametrize("keys", ["", 'property = ""', "property = 3"])
+def test_unique_says_which_propertys_values_it_counts(keys):
+    with pytest.raises(CatalogueError, match=r"meters\.a: unique needs property"):
+        parse_catalogue(f'[meters.a]\nevent_types = ["a"]\naggregation = "unique"\n{keys}', origin="m")
 
 
 def test_the_packaged_catalogue_is_good():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from billing_pipeline.database.connection import connect
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline_tests.builders import NOON, billable_event, insert_events, map_customer
-from billing_pipeline_tests.fix_aggregation import Aggregator, catalogue_of
+from billing_pipeline_tests.fix_aggregation import TOKENS, Aggregator, catalogue_of
 
 HOUR = timedelta(hours=1)
 HOURS = [NOON - 8 * 24 * HOUR, NOON - 9 * 24 * HOUR, NOON - 10 * 24 * HOUR, NOON - HOUR, NOON]
@@ -211,6 +211,32 @@ def test_the_targets_of_a_month_are_the_whole_part_of_its_exact_sum(aggregator, 
             key: int(units) for key, units in exact.items() if int(units)
         }
         assert not (whole and report.windows_carried)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "counted"),
+    [
+        ('{ tier = "pro" }', 1 + 16),
+        ('{ tier = ["pro", "team"] }', 1 + 2 + 16),
+        ('{ tier = "pro", seats = 3 }', 16),
+        ("{ trial = true }", 2),
+        ('{ tier = "absent" }', 0),
+    ],
+)
+def test_a_filter_counts_the_rows_whose_properties_match_all_of_it(aggregator, wanted, counted):
+    aggregator.catalogue = catalogue_of(TOKENS + f"filter = {wanted}\n")
+    insert_events(
+        aggregator.connection,
+        event(quantity=Decimal(1), properties={"tier": "pro", "seats": "3"}),
+        event(quantity=Decimal(2), properties={"tier": "team", "trial": True}),
+        event(quantity=Decimal(4), properties={"tier": None, "trial": "true"}),
+        event(quantity=Decimal(8), properties=None),
+        event(quantity=Decimal(16), properties={"tier": "pro", "seats": 3, "more": {"tier": "team"}}),
+    )
+
+    aggregator()
+
+    assert sum(aggregator.targets().values()) == counted
 
 
 def test_two_aggregations_at_once_both_end_well(aggregator, database_url):

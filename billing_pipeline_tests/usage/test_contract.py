@@ -30,6 +30,10 @@ CATALOGUE = parse_catalogue(
     [meters.requests]
     event_types = ["request", "call"]
     aggregation = "count"
+    [meters.members]
+    event_types = ["member"]
+    aggregation = "unique"
+    property = "user"
     """,
     origin="test",
 )
@@ -177,23 +181,39 @@ lags = st.one_of(
     st.timedeltas(-timedelta(days=2), timedelta(days=40)),
 )
 texts = st.sampled_from(
-    [None, "", "acme", "tokens", "call", "request", "login", "espresso", " ", "ω", "'; DROP TABLE x; --"]
+    [
+        None,
+        "",
+        "acme",
+        "tokens",
+        "call",
+        "request",
+        "member",
+        "member",
+        "login",
+        "espresso",
+        " ",
+        "ω",
+        "'; DROP TABLE x; --",
+    ]
 )
 strange_times = st.sampled_from([None, *UNHOLDABLE, *HOLDABLE])
 times = st.datetimes(NOON.replace(tzinfo=None) - timedelta(days=60), NOON.replace(tzinfo=None), timezones=st.just(UTC))
 lagging = st.builds(lambda occurred_at, lag: (occurred_at, occurred_at + lag), times, lags)
 rows = st.builds(
-    lambda organization_id, event_type, quantity, both: {
+    lambda organization_id, event_type, quantity, both, properties: {
         "organization_id": organization_id,
         "event_type": event_type,
         "quantity": quantity,
         "occurred_at": both[0],
         "recorded_at": both[1],
+        "properties": properties,
     },
     texts,
     texts,
     quantities,
     st.one_of(lagging, lagging, st.tuples(st.one_of(strange_times, times), st.one_of(strange_times, times))),
+    st.sampled_from([None, {}, {"user": None}, {"user": ""}, {"user": "ann"}, {"user": 7}, {"user": {"id": 7}}]),
 )
 
 
@@ -211,7 +231,8 @@ def test_the_contract_in_pandera_and_in_sql_agree_on_every_row(connection, datab
     in_sql = dict(
         connection.execute(
             "SELECT event_id, coalesce(contract_fault(event_id, organization_id, event_type, quantity, occurred_at, "
-            "recorded_at, event_type = ANY (%s)), CASE WHEN event_type <> ALL (%s) THEN 'event_type_unknown' END) "
+            "recorded_at, event_type = ANY (%s), event_type = 'member' AND coalesce(properties ->> 'user', '') = ''), "
+            "CASE WHEN event_type <> ALL (%s) THEN 'event_type_unknown' END) "
             "FROM public.billable_events WHERE recorded_at IS NULL OR greatest(occurred_at, recorded_at) >= %s",
             (sorted(CATALOGUE.summed_event_types), sorted(CATALOGUE.known_event_types), NOW - timedelta(days=200)),
         ).fetchall()

@@ -9,7 +9,8 @@
 -- call it costs a million rows several seconds.
 CREATE FUNCTION billing_pipeline.contract_fault(
     event_id text, organization_id text, event_type text, quantity numeric,
-    occurred_at timestamptz, recorded_at timestamptz, quantity_needed boolean DEFAULT true
+    occurred_at timestamptz, recorded_at timestamptz, quantity_needed boolean DEFAULT true,
+    property_missing boolean DEFAULT false
 ) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
     WHEN event_id IS NULL OR event_id = '' THEN 'event_id_missing'
@@ -19,6 +20,7 @@ RETURN CASE
     WHEN quantity IN ('NaN', 'Infinity', '-Infinity') THEN 'quantity_not_finite'
     WHEN quantity < 0 THEN 'quantity_negative'
     WHEN quantity >= 1000000000000000 OR scale(trim_scale(quantity)) > 12 THEN 'quantity_too_many_digits'
+    WHEN property_missing THEN 'property_missing'
     WHEN occurred_at IS NULL THEN 'occurred_at_missing'
     WHEN recorded_at IS NULL THEN 'recorded_at_missing'
     WHEN least(occurred_at, recorded_at) < '0001-01-01 00:00:00+00'

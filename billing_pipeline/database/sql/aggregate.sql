@@ -34,15 +34,31 @@ DELETE FROM meter_versions v
 
 -- name: open_meter_versions
 -- The first versions of a ledger begin where billing begins; any later one with the next full hour.
-INSERT INTO meter_versions (meter, version, event_types, aggregation, event_name, unit_scale, valid_from)
-SELECT meter, version, event_types, aggregation, event_name, unit_scale,
+INSERT INTO meter_versions
+       (meter, version, event_types, aggregation, event_name, unit_scale, choices, property, valid_from)
+SELECT meter, version, event_types, aggregation, event_name, unit_scale, choices, property,
        CASE WHEN EXISTS (SELECT FROM meter_versions)
             THEN greatest(%(next_hour_at)s, %(billing_start)s) ELSE %(billing_start)s END
   FROM jsonb_to_recordset(%(definitions)s::jsonb)
-       AS current (meter text, version text, event_types text[], aggregation text, event_name text, unit_scale numeric)
+       AS current (meter text, version text, event_types text[], aggregation text, event_name text, unit_scale numeric,
+                   choices jsonb[], property text)
  WHERE NOT EXISTS (
        SELECT FROM meter_versions v
         WHERE v.meter = current.meter AND v.version = current.version AND v.valid_until IS NULL);
+
+-- name: kinds_of_counting
+-- What the definitions of any hour ask for beyond sums and counts; what none asks for is not read.
+SELECT coalesce(bool_or(choices IS NOT NULL OR property IS NOT NULL), false) AS properties,
+       coalesce(bool_or(aggregation NOT IN ('sum', 'count')), false) AS period_levels,
+       coalesce(bool_or(aggregation = 'unique'), false) AS unique_values
+  FROM meter_versions;
+
+-- name: property_is_missing
+-- A part of other statements, which call the source s.
+EXISTS (SELECT FROM meter_versions n
+         WHERE n.property IS NOT NULL AND s.event_type = ANY (n.event_types)
+           AND tstzrange(n.valid_from, n.valid_until) @> s.occurred_at
+           AND coalesce(s.properties ->> n.property, '') = '')
 
 -- name: find_touched_hours
 -- Hours whose rows may have changed since the last cutoff: new rows, rows that left quarantine, hours whose
@@ -95,10 +111,12 @@ SELECT min(hour_at) AS first_hour_at FROM touched_hours;
 -- would take a condition on it for one that hardly any row meets.
 CREATE TEMP TABLE usage_rows ON COMMIT DROP AS
 SELECT s.organization_id, h.hour_at, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
+       {properties} AS properties,
        contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
                       EXISTS (SELECT FROM meter_versions v
-                               WHERE s.event_type = ANY (v.event_types) AND v.aggregation <> 'count'
-                                 AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at)) AS fault
+                               WHERE s.event_type = ANY (v.event_types) AND v.aggregation NOT IN ('count', 'unique')
+                                 AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at),
+                      {property_missing}) AS fault
   FROM (SELECT DISTINCT hour_at FROM touched_hours) h
   JOIN {source} s ON date_trunc('hour', s.occurred_at, 'UTC') = h.hour_at
    AND s.occurred_at >= h.hour_at AND s.occurred_at < h.hour_at + interval '1 hour'
@@ -125,10 +143,35 @@ WINDOW hour AS (PARTITION BY stripe_customer_id, event_name, hour_at ORDER BY pa
 -- name: analyze_period_parts
 ANALYZE period_parts;
 
+-- name: metered_rows
+-- A part of other statements: the good rows of the touched hours, once for each meter that counts them, with whose they
+-- are and the part of the hour they lie in.
+SELECT r.organization_id, r.hour_at, r.quantity, r.occurred_at, r.recorded_at, r.properties ->> v.property AS value,
+       v.meter, v.aggregation, m.mapping_id, m.stripe_customer_id,
+       p.starts_at AS part_starts_at, p.ends_at AS part_ends_at
+  FROM usage_rows r
+  JOIN touched_hours t ON t.organization_id = r.organization_id AND t.hour_at = r.hour_at
+  JOIN (SELECT meter, aggregation, event_name, choices, property, valid_from, valid_until,
+               unnest(event_types) AS event_type
+          FROM meter_versions) v
+    ON v.event_type = r.event_type AND tstzrange(v.valid_from, v.valid_until) @> r.hour_at
+   AND (v.choices IS NULL OR r.properties @> ANY (v.choices))
+  LEFT JOIN customer_mappings m ON m.organization_id = r.organization_id AND m.valid_during @> r.occurred_at
+  LEFT JOIN period_parts p ON p.stripe_customer_id = m.stripe_customer_id AND p.event_name = v.event_name
+   AND p.hour_at = r.hour_at AND r.occurred_at >= p.starts_at AND r.occurred_at < p.ends_at
+ WHERE r.fault IS NULL
+
+-- name: make_counted_windows
+CREATE TEMP TABLE counted_windows (
+    organization_id text, stripe_customer_id text, meter text, meter_version text, event_name text,
+    starts_at timestamptz, ends_at timestamptz, quantity numeric, units numeric, period_level numeric, event_count bigint,
+    last_recorded_at timestamptz
+) ON COMMIT DROP;
+
 -- name: count_windows
 -- Each touched hour is counted whole, by the definitions that were valid in it, and split where the organization's
 -- customer or the customer's billing period changes.
-CREATE TEMP TABLE counted_windows ON COMMIT DROP AS
+INSERT INTO counted_windows
 SELECT c.organization_id,
        m.stripe_customer_id,
        c.meter,
@@ -137,26 +180,27 @@ SELECT c.organization_id,
        greatest(c.hour_at, lower(m.valid_during), c.part_starts_at) AS starts_at,
        least(c.hour_at + interval '1 hour', upper(m.valid_during), c.part_ends_at) AS ends_at,
        c.quantity,
-       c.quantity * v.unit_scale AS units,
+       {units} AS units,
+       {period_level} AS period_level,
        c.event_count,
        c.last_recorded_at
-  FROM (SELECT r.organization_id, r.hour_at, v.meter, m.mapping_id,
-               p.starts_at AS part_starts_at, p.ends_at AS part_ends_at,
-               sum(CASE v.aggregation WHEN 'count' THEN 1 ELSE r.quantity END) AS quantity,
-               count(*) AS event_count,
-               max(r.recorded_at) AS last_recorded_at
-          FROM usage_rows r
-          JOIN touched_hours t ON t.organization_id = r.organization_id AND t.hour_at = r.hour_at
-          JOIN (SELECT meter, aggregation, event_name, valid_from, valid_until, unnest(event_types) AS event_type
-                  FROM meter_versions) v
-            ON v.event_type = r.event_type AND tstzrange(v.valid_from, v.valid_until) @> r.hour_at
-          LEFT JOIN customer_mappings m ON m.organization_id = r.organization_id AND m.valid_during @> r.occurred_at
-          LEFT JOIN period_parts p ON p.stripe_customer_id = m.stripe_customer_id AND p.event_name = v.event_name
-           AND p.hour_at = r.hour_at AND r.occurred_at >= p.starts_at AND r.occurred_at < p.ends_at
-         WHERE r.fault IS NULL
-         GROUP BY r.organization_id, r.hour_at, v.meter, m.mapping_id, p.starts_at, p.ends_at) c
+  FROM (SELECT organization_id, hour_at, meter, mapping_id, part_starts_at, part_ends_at,
+               {quantity} AS quantity, count(*) AS event_count, max(recorded_at) AS last_recorded_at
+          FROM ({metered_rows}) metered
+         WHERE aggregation = ANY ({aggregations})
+         GROUP BY organization_id, hour_at, meter, aggregation, mapping_id, part_starts_at, part_ends_at) c
   JOIN meter_versions v ON v.meter = c.meter AND tstzrange(v.valid_from, v.valid_until) @> c.hour_at
   LEFT JOIN customer_mappings m ON m.mapping_id = c.mapping_id;
+
+-- name: quantity_of_deltas
+-- A part of count_windows.
+sum(CASE aggregation WHEN 'count' THEN 1 ELSE quantity END)
+
+-- name: quantity_of_period_levels
+-- A part of count_windows; of two rows at one instant, the one recorded later is the last.
+CASE aggregation WHEN 'max' THEN max(quantity)
+                 WHEN 'unique' THEN count(DISTINCT value)
+                 ELSE (array_agg(quantity ORDER BY occurred_at DESC, recorded_at DESC, quantity DESC))[1] END
 
 -- name: analyze_counted_windows
 ANALYZE counted_windows;
@@ -165,11 +209,13 @@ ANALYZE counted_windows;
 -- A window whose rows are as they were is neither written nor locked.  What a window carries stays where it is, as
 -- far as the target allows.  The order keeps two writers of the same windows from waiting for each other.
 -- A window that a late row brings into a sealed period begins sealed: Stripe would take its usage and bill it to nobody.
+-- What a window of a period level is worth depends on others; `state_period_levels` says it.
 INSERT INTO usage_windows AS w
        (organization_id, stripe_customer_id, meter, meter_version, event_name, starts_at, ends_at, target, units,
-        quantity, event_count, last_recorded_at, contract_version, cutoff_at, sealed_at)
+        quantity, period_level, event_count, last_recorded_at, contract_version, cutoff_at, sealed_at)
 SELECT c.organization_id, c.stripe_customer_id, c.meter, c.meter_version, c.event_name, c.starts_at, c.ends_at,
-       floor(c.units), c.units, c.quantity, c.event_count, c.last_recorded_at, %(contract_version)s, %(cutoff_at)s,
+       floor(c.units), c.units, c.quantity, c.period_level, c.event_count, c.last_recorded_at, %(contract_version)s,
+       %(cutoff_at)s,
        -- Asked once, the first question spares a ledger without seals the second one for every window.
        CASE WHEN EXISTS (SELECT FROM seals) THEN (
             SELECT min(s.sealed_at)
@@ -183,17 +229,22 @@ SELECT c.organization_id, c.stripe_customer_id, c.meter, c.meter_version, c.even
         WHERE known.organization_id = c.organization_id AND known.meter = c.meter
           AND known.starts_at = c.starts_at AND known.ends_at = c.ends_at
           AND known.stripe_customer_id IS NOT DISTINCT FROM c.stripe_customer_id
-          AND known.meter_version = c.meter_version AND known.units = c.units AND known.quantity = c.quantity
+          AND known.meter_version = c.meter_version AND known.quantity = c.quantity
+          AND CASE WHEN c.period_level IS NULL THEN known.units = c.units ELSE known.period_level IS NOT NULL END
           AND known.event_count = c.event_count AND known.last_recorded_at = c.last_recorded_at)
  ORDER BY c.organization_id, c.stripe_customer_id, c.meter, c.starts_at
     ON CONFLICT ON CONSTRAINT usage_windows_natural_key DO UPDATE
-   SET target = floor(excluded.units) + greatest(w.carried, -floor(excluded.units)),
+   SET target = CASE WHEN excluded.period_level IS NULL
+                     THEN floor(excluded.units) + greatest(w.carried, -floor(excluded.units)) ELSE w.target END,
        carried = greatest(w.carried, -floor(excluded.units)),
-       units = excluded.units, quantity = excluded.quantity, event_count = excluded.event_count,
+       units = CASE WHEN excluded.period_level IS NULL THEN excluded.units ELSE w.units END,
+       period_level = CASE WHEN excluded.period_level IS NOT NULL THEN coalesce(w.period_level, excluded.period_level) END,
+       quantity = excluded.quantity, event_count = excluded.event_count,
        last_recorded_at = excluded.last_recorded_at, meter_version = excluded.meter_version,
        event_name = excluded.event_name, contract_version = excluded.contract_version,
        cutoff_at = excluded.cutoff_at,
-       cut_due = w.cut_due OR w.target <> floor(excluded.units) + greatest(w.carried, -floor(excluded.units));
+       cut_due = w.cut_due OR excluded.period_level IS NULL
+                              AND w.target <> floor(excluded.units) + greatest(w.carried, -floor(excluded.units));
 
 -- name: empty_uncounted_windows
 -- A window of a touched hour that no row falls into any more is worth nothing; the cutter will take it back.  What it
@@ -251,7 +302,7 @@ WITH chain AS (
        AND w.stripe_customer_id IS NOT DISTINCT FROM chain.stripe_customer_id
        AND date_trunc('month', w.starts_at, 'UTC') = chain.month_at
      WHERE w.starts_at >= greatest(date_trunc('month', %(first_hour_at)s, 'UTC'), %(reach_start)s)
-       AND w.sealed_at IS NULL
+       AND w.sealed_at IS NULL AND w.period_level IS NULL
        AND (SELECT max(e.edge_at)
               FROM period_edges e
              WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name

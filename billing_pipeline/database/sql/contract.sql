@@ -38,9 +38,15 @@ SELECT event_id,
        to_json(recorded_at AT TIME ZONE 'UTC') #>> '{{}}' AS recorded_at,
        CASE WHEN least(occurred_at, recorded_at) >= '0001-01-01 00:00:00+00'
              AND greatest(occurred_at, recorded_at) < '9999-12-31 00:00:00+00'
-            THEN (extract(epoch FROM recorded_at - occurred_at) * 1000000)::bigint END AS lag_microseconds
-  FROM {source}
+            THEN (extract(epoch FROM recorded_at - occurred_at) * 1000000)::bigint END AS lag_microseconds,
+       {property_missing} AS property_missing
+  FROM {source} s
  WHERE recorded_at >= {recorded_since} OR occurred_at >= {occurred_since} OR recorded_at IS NULL;
+
+-- name: needed_property_is_missing
+-- A part of the two statements that judge by today's catalogue.
+EXISTS (SELECT FROM jsonb_to_recordset({needed_properties}::jsonb) AS n (event_type text, property text)
+         WHERE n.event_type = s.event_type AND coalesce(s.properties ->> n.property, '') = '')
 
 -- name: source_has_rows_since
 SELECT EXISTS (SELECT FROM {source} WHERE occurred_at >= %(since)s) AS found;
@@ -77,7 +83,7 @@ UPDATE quarantined_events q
        SELECT FROM {source} s
         WHERE s.event_id = q.event_id
           AND (contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
-                              s.event_type = ANY (%(summed_event_types)s::text[])) IS NOT NULL
+                              s.event_type = ANY (%(summed_event_types)s::text[]), {property_missing}) IS NOT NULL
                OR s.event_type <> ALL (%(known_event_types)s::text[])));
 
 -- name: record_contract_run

@@ -19,7 +19,7 @@ SELECT window_id, ends_at
 -- side once it is counted again.  One side is stated at a time, taking back first.
 WITH due AS (
     SELECT window_id, organization_id, stripe_customer_id, meter, event_name, starts_at, ends_at, target,
-           last_slots_released_at IS NOT NULL AS last_slots_released,
+           period_level, last_slots_released_at IS NOT NULL AS last_slots_released,
            date_trunc('hour', starts_at, 'UTC') AS hour_at
       FROM usage_windows
      WHERE window_id = ANY (%(window_ids)s::bigint[])
@@ -62,7 +62,7 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
        coalesce(e.open_or_held, false) AS open_or_held,
        e.last_cut_at,
        w.lies_across_an_edge AND w.target <> 0 AS must_be_counted_again,
-       w.side_target > w.stated AND EXISTS (
+       w.side_target > w.stated AND (EXISTS (
            -- Another window of the same time has stated more than it is worth: adding now would bill that twice.
            SELECT
              FROM usage_windows other
@@ -72,7 +72,34 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
               AND other.target < (SELECT coalesce(sum(value), 0)
                                     FROM ledger_entries
                                    WHERE window_id = other.window_id AND state NOT IN ('rejected', 'replaced'))
-           ) AS would_be_billed_twice,
+           ) OR w.period_level IS NOT NULL AND EXISTS (
+           -- Of a period level any window of the period may have: what one adds, another may have to take back first.
+           SELECT
+             FROM usage_windows other
+            WHERE other.organization_id = w.organization_id AND other.stripe_customer_id = w.stripe_customer_id
+              AND other.meter = w.meter AND other.window_id <> w.window_id
+              AND other.period_level IS NOT NULL AND other.cut_due
+              AND other.target < (SELECT coalesce(sum(value), 0)
+                                    FROM ledger_entries
+                                   WHERE window_id = other.window_id AND state NOT IN ('rejected', 'replaced'))
+              AND NOT EXISTS (
+                  SELECT
+                    FROM period_edges e
+                   WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name
+                     AND e.edge_at > least(other.starts_at, w.starts_at)
+                     AND e.edge_at <= greatest(other.starts_at, w.starts_at))
+           ) OR w.period_level IS NOT NULL AND EXISTS (
+           -- And Stripe must have said that it was: entries of one customer are not sent in the order they were cut in.
+           SELECT
+             FROM ledger_entries taking
+            WHERE taking.stripe_customer_id = w.stripe_customer_id AND taking.event_name = w.event_name
+              AND NOT taking.settled AND taking.value < 0 AND taking.state IN ('pending', 'ambiguous')
+              AND NOT EXISTS (
+                  SELECT
+                    FROM period_edges e
+                   WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name
+                     AND e.edge_at > least(taking.slot_at, w.starts_at)
+                     AND e.edge_at <= greatest(taking.slot_at, w.starts_at)))) AS would_be_billed_twice,
        -- Where the entry's minute may be: in the window, or else close before it, further before it, or after it, as
        -- far as its side goes.  Close comes first because an edge found later is then hardly ever in between.
        ARRAY[w.part_starts_at, greatest(beside.close_at, beside.start_at), beside.start_at,

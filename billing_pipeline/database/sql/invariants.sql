@@ -128,15 +128,17 @@ SELECT 'entry ' || entry_id AS offender, format('ambiguous since %%s', first_att
 WITH source AS (
     SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC') AS hour_at, v.meter,
            count(*) FILTER (WHERE s.fault IS NULL) AS rows
-      FROM (SELECT event_id, organization_id, event_type, occurred_at,
+      FROM (SELECT event_id, organization_id, event_type, occurred_at, {properties} AS properties,
                    contract_fault(event_id, organization_id, event_type, quantity, occurred_at, recorded_at,
                        EXISTS (SELECT FROM meter_versions n
-                                WHERE event_type = ANY (n.event_types) AND n.aggregation <> 'count'
-                                  AND tstzrange(n.valid_from, n.valid_until) @> occurred_at)) AS fault
-              FROM {source}
+                                WHERE event_type = ANY (n.event_types) AND n.aggregation NOT IN ('count', 'unique')
+                                  AND tstzrange(n.valid_from, n.valid_until) @> occurred_at),
+                       {property_missing}) AS fault
+              FROM {source} s
              WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end} AND recorded_at < {counted_before}) s
-      JOIN (SELECT meter, valid_from, valid_until, unnest(event_types) AS event_type FROM meter_versions) v
+      JOIN (SELECT meter, choices, valid_from, valid_until, unnest(event_types) AS event_type FROM meter_versions) v
         ON v.event_type = s.event_type AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at
+       AND (v.choices IS NULL OR s.properties @> ANY (v.choices))
      WHERE NOT EXISTS (SELECT FROM quarantined_events q WHERE q.event_id = s.event_id AND q.mended_at IS NULL)
      GROUP BY 1, 2, 3
 ), counted AS (
@@ -211,4 +213,24 @@ SELECT format('window %%s', w.window_id) AS offender,
  WHERE side.begins_at > w.starts_at OR side.until_at < w.ends_at
  GROUP BY w.window_id, side.begins_at, side.until_at
 HAVING sum(e.value) <> 0 AND NOT bool_or(e.state IN ('pending', 'ambiguous'))
+ LIMIT 100;
+
+-- name: v20_period_levels_add_up
+-- A window of a max, last or unique meter is worth what the level grew by since the window before, never less than 0.
+SELECT 'window ' || window_id AS offender,
+       format('worth %%s, the level went from %%s to %%s', target, level_before, period_level) AS detail
+  FROM (SELECT w.window_id, w.target, w.period_level,
+               lag(w.period_level, 1, 0) OVER (
+                   PARTITION BY w.organization_id, w.stripe_customer_id, w.meter, v.aggregation, v.property,
+                                coalesce(period.began_at, date_trunc('month', w.starts_at, 'UTC'))
+                       ORDER BY w.starts_at) AS level_before
+          FROM usage_windows w
+          JOIN meter_versions v ON v.meter = w.meter AND tstzrange(v.valid_from, v.valid_until) @> w.starts_at
+         CROSS JOIN LATERAL (
+               SELECT max(e.edge_at) AS began_at
+                 FROM period_edges e
+                WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name
+                  AND e.edge_at <= w.starts_at) period
+         WHERE w.period_level IS NOT NULL AND w.event_count > 0) level
+ WHERE target <> greatest(floor(period_level) - floor(level_before), 0)
  LIMIT 100;

@@ -1,25 +1,63 @@
 -- Both statements run in one snapshot.  They read the hours in reach, back to the start of their month because
 -- fractions are carried within it, and whatever is not settled before that: age alone never hides what is owed.
 
+-- name: period_levels_of_the_source
+-- A part of reconcile_usage: the level of each billing period, from its rows alone.  Of a period that began before the
+-- reach not every row is read; its windows stand for it.
+UNION ALL
+SELECT organization_id, meter, count(*) AS events,
+       CASE WHEN began_at < {reach_start} THEN 0
+            WHEN aggregation = 'max' THEN floor(max(quantity * unit_scale))
+            WHEN aggregation = 'unique' THEN floor(sum(unit_scale) FILTER (WHERE is_new))
+            ELSE floor((array_agg(quantity * unit_scale ORDER BY occurred_at DESC, recorded_at DESC, quantity DESC))[1])
+            END AS units
+  FROM (SELECT s.organization_id, m.stripe_customer_id, s.quantity, s.occurred_at, s.recorded_at, v.meter,
+               v.aggregation, v.unit_scale, began.began_at,
+               row_number() OVER (PARTITION BY s.organization_id, m.stripe_customer_id, v.meter, began.began_at,
+                                               s.properties ->> v.property ORDER BY s.occurred_at) = 1 AS is_new
+          FROM source_row s
+          JOIN version v
+            ON v.event_type = s.event_type AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at
+           AND (v.choices IS NULL OR s.properties @> ANY (v.choices))
+          LEFT JOIN customer_mappings m ON m.organization_id = s.organization_id AND m.valid_during @> s.occurred_at
+          LEFT JOIN (SELECT stripe_customer_id, event_name, edge_at AS began_at,
+                            lead(edge_at, 1, 'infinity') OVER (PARTITION BY stripe_customer_id, event_name
+                                                                   ORDER BY edge_at) AS until_at
+                       FROM (SELECT DISTINCT stripe_customer_id, event_name, edge_at FROM period_edges) edge) period
+            ON period.stripe_customer_id = m.stripe_customer_id AND period.event_name = v.event_name
+           AND s.occurred_at >= period.began_at AND s.occurred_at < period.until_at
+         CROSS JOIN LATERAL (
+               SELECT greatest(coalesce(period.began_at, date_trunc('month', s.occurred_at, 'UTC')),
+                               {period_level_since}) AS began_at) began
+         WHERE s.fault IS NULL AND v.aggregation NOT IN ('sum', 'count')) metered
+ GROUP BY organization_id, stripe_customer_id, meter, aggregation, began_at
+
 -- name: reconcile_usage
 -- The source and the ledger per organization and meter.  The source is summed on its own here, by the definitions
 -- that were valid in each hour, and not taken from the windows it is compared with.
-WITH source AS (
+WITH source_row AS (
+    SELECT s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at, {properties} AS properties,
+           contract_fault(event_id, organization_id, event_type, quantity, occurred_at, recorded_at,
+               EXISTS (SELECT FROM meter_versions n
+                        WHERE event_type = ANY (n.event_types) AND n.aggregation NOT IN ('count', 'unique')
+                          AND tstzrange(n.valid_from, n.valid_until) @> occurred_at),
+               {property_missing}) AS fault
+      FROM {source} s
+     WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end}
+), version AS (
+    SELECT v.*, unnest(event_types) AS event_type FROM meter_versions v
+), source AS (
     SELECT organization_id, meter, sum(events) AS events, sum(units) AS units
       FROM (SELECT s.organization_id, v.meter, count(*) FILTER (WHERE s.fault IS NULL) AS events,
                    sum(CASE v.aggregation WHEN 'count' THEN 1 ELSE s.quantity END) FILTER (WHERE s.fault IS NULL)
                        * v.unit_scale AS units
-              FROM (SELECT organization_id, event_type, quantity, occurred_at,
-                           contract_fault(event_id, organization_id, event_type, quantity, occurred_at, recorded_at,
-                               EXISTS (SELECT FROM meter_versions n
-                                        WHERE event_type = ANY (n.event_types) AND n.aggregation <> 'count'
-                                          AND tstzrange(n.valid_from, n.valid_until) @> occurred_at)) AS fault
-                      FROM {source}
-                     WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end}) s
-              JOIN (SELECT meter, aggregation, unit_scale, valid_from, valid_until, unnest(event_types) AS event_type
-                      FROM meter_versions) v
+              FROM source_row s
+              JOIN version v
                 ON v.event_type = s.event_type AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at
-             GROUP BY s.organization_id, v.meter, v.unit_scale) by_scale
+               AND (v.choices IS NULL OR s.properties @> ANY (v.choices))
+             WHERE v.aggregation IN ('sum', 'count')
+             GROUP BY s.organization_id, v.meter, v.unit_scale
+             {period_levels_of_the_source}) by_scale
      WHERE events > 0
      GROUP BY organization_id, meter
 ), older AS (
@@ -56,6 +94,15 @@ WITH source AS (
     -- Each window's difference has one reason: the first that holds.
     SELECT w.organization_id, w.stripe_customer_id, w.meter, w.event_name, w.starts_at, w.sealed_at, w.units, w.target,
            e.stated, e.in_flight, e.unconfirmed, e.confirmed, w.target - coalesce(e.stated, 0) AS owed,
+           -- Rows that have left the reach are no longer read; their windows stand for them.
+           w.starts_at < {reach_start} OR w.period_level IS NOT NULL AND {reach_start} > (
+               SELECT greatest(coalesce((SELECT max(e.edge_at)
+                                           FROM period_edges e
+                                          WHERE e.stripe_customer_id = w.stripe_customer_id
+                                            AND e.event_name = w.event_name AND e.edge_at <= w.starts_at),
+                                        date_trunc('month', w.starts_at, 'UTC')), {period_level_since})
+                 FROM meter_versions v
+                WHERE v.meter = w.meter AND tstzrange(v.valid_from, v.valid_until) @> w.starts_at) AS stands_for_rows,
            CASE WHEN w.stripe_customer_id IS NULL THEN 'unmapped'
                 WHEN w.sealed_at IS NOT NULL THEN 'after_seal'
                 WHEN w.hold_reason IS NOT NULL THEN 'held'
@@ -68,9 +115,8 @@ WITH source AS (
 ), chain AS (
     SELECT organization_id, meter,
            sum(CASE WHEN starts_at >= {month_start} THEN units ELSE target END) AS counted_units,
-           -- Rows that have left the reach are no longer read; their windows stand for them.
            sum(CASE WHEN starts_at >= {month_start} THEN units ELSE target END)
-               FILTER (WHERE starts_at < {reach_start}) AS past_units,
+               FILTER (WHERE stands_for_rows) AS past_units,
            floor(sum(units - target) FILTER (WHERE starts_at >= {month_start})) AS miscarried,
            bool_or(sealed_at IS NOT NULL) AS has_seal,
            -- Where carried units could have gone to, and where they could have been taken from.

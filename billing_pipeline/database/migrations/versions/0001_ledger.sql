@@ -83,6 +83,8 @@ CREATE TABLE billing_pipeline.meter_versions (
     aggregation TEXT NOT NULL,
     event_name TEXT NOT NULL,
     unit_scale NUMERIC NOT NULL,
+    choices JSONB[],
+    property TEXT,
     valid_from TIMESTAMPTZ NOT NULL,
     valid_until TIMESTAMPTZ,
     CONSTRAINT meter_versions_pkey PRIMARY KEY (meter, valid_from),
@@ -92,6 +94,8 @@ CREATE TABLE billing_pipeline.meter_versions (
 COMMENT ON COLUMN billing_pipeline.meter_versions.version IS 'hash of the definition in this row';
 COMMENT ON COLUMN billing_pipeline.meter_versions.event_name IS 'Stripe''s meter event name';
 COMMENT ON COLUMN billing_pipeline.meter_versions.unit_scale IS 'Stripe units per unit of quantity';
+COMMENT ON COLUMN billing_pipeline.meter_versions.choices IS 'an event''s properties must contain one of these; null: all do';
+COMMENT ON COLUMN billing_pipeline.meter_versions.property IS 'of unique: whose different values are counted';
 COMMENT ON COLUMN billing_pipeline.meter_versions.valid_from IS 'a full UTC hour';
 COMMENT ON COLUMN billing_pipeline.meter_versions.valid_until IS 'a full UTC hour; null: the catalogue still says so';
 
@@ -108,6 +112,7 @@ CREATE TABLE billing_pipeline.usage_windows (
     carried NUMERIC DEFAULT 0 NOT NULL,
     units NUMERIC DEFAULT 0 NOT NULL,
     quantity NUMERIC NOT NULL,
+    period_level NUMERIC,
     event_count BIGINT NOT NULL,
     last_recorded_at TIMESTAMPTZ,
     contract_version TEXT NOT NULL,
@@ -126,6 +131,7 @@ CREATE TABLE billing_pipeline.usage_windows (
 CREATE INDEX usage_windows_cut_due_idx ON billing_pipeline.usage_windows (ends_at, window_id) WHERE cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL AND sealed_at IS NULL;
 CREATE INDEX usage_windows_fractions_idx ON billing_pipeline.usage_windows (starts_at) WHERE units <> trunc(units) OR carried <> 0;
 CREATE INDEX usage_windows_not_settled_idx ON billing_pipeline.usage_windows (starts_at) WHERE cut_due OR hold_reason IS NOT NULL;
+CREATE INDEX usage_windows_period_levels_idx ON billing_pipeline.usage_windows (organization_id, starts_at) WHERE period_level IS NOT NULL;
 CREATE INDEX usage_windows_starts_at_idx ON billing_pipeline.usage_windows (starts_at);
 COMMENT ON COLUMN billing_pipeline.usage_windows.stripe_customer_id IS 'null: unmapped; owed, never sent';
 COMMENT ON COLUMN billing_pipeline.usage_windows.meter_version IS 'the definition that counted it; empty: adopted, not counted';
@@ -134,6 +140,7 @@ COMMENT ON COLUMN billing_pipeline.usage_windows.target IS 'what the source says
 COMMENT ON COLUMN billing_pipeline.usage_windows.carried IS 'the part of target that makes up for fractions of its customer, meter, month and period';
 COMMENT ON COLUMN billing_pipeline.usage_windows.units IS 'quantity times unit scale, exact';
 COMMENT ON COLUMN billing_pipeline.usage_windows.quantity IS 'before the unit scale, exact';
+COMMENT ON COLUMN billing_pipeline.usage_windows.period_level IS 'of max, last and unique: Stripe units of the billing period up to here; null: a sum or count';
 COMMENT ON COLUMN billing_pipeline.usage_windows.last_recorded_at IS 'with count and quantity: the digest of the rows';
 COMMENT ON COLUMN billing_pipeline.usage_windows.cutoff_at IS 'clock of the snapshot the target was read in';
 COMMENT ON COLUMN billing_pipeline.usage_windows.cut_due IS 'target may differ from stated';
@@ -280,6 +287,20 @@ CREATE TABLE billing_pipeline.ledger_operations (
 );
 COMMENT ON COLUMN billing_pipeline.ledger_operations.actor IS 'who did it; the pipeline itself for a freeze';
 
+CREATE TABLE billing_pipeline.unique_values (
+    window_id BIGINT NOT NULL,
+    value BYTEA NOT NULL,
+    organization_id TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    starts_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT unique_values_pkey PRIMARY KEY (window_id, value),
+    CONSTRAINT unique_values_window_id_fkey FOREIGN KEY(window_id) REFERENCES billing_pipeline.usage_windows (window_id)
+);
+CREATE INDEX unique_values_seen_idx ON billing_pipeline.unique_values (organization_id, meter, value, starts_at);
+COMMENT ON TABLE billing_pipeline.unique_values IS 'which values of a property each window of a unique meter has seen';
+COMMENT ON COLUMN billing_pipeline.unique_values.value IS 'SHA-256 of the property''s value';
+COMMENT ON COLUMN billing_pipeline.unique_values.starts_at IS 'the window''s';
+
 CREATE TABLE billing_pipeline.ledger_entries (
     entry_id BIGINT GENERATED ALWAYS AS IDENTITY,
     window_id BIGINT NOT NULL,
@@ -381,7 +402,8 @@ COMMENT ON COLUMN billing_pipeline.evidence.canary_sent_at IS 'absence: the visi
 -- call it costs a million rows several seconds.
 CREATE FUNCTION billing_pipeline.contract_fault(
     event_id text, organization_id text, event_type text, quantity numeric,
-    occurred_at timestamptz, recorded_at timestamptz, quantity_needed boolean DEFAULT true
+    occurred_at timestamptz, recorded_at timestamptz, quantity_needed boolean DEFAULT true,
+    property_missing boolean DEFAULT false
 ) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
     WHEN event_id IS NULL OR event_id = '' THEN 'event_id_missing'
@@ -391,6 +413,7 @@ RETURN CASE
     WHEN quantity IN ('NaN', 'Infinity', '-Infinity') THEN 'quantity_not_finite'
     WHEN quantity < 0 THEN 'quantity_negative'
     WHEN quantity >= 1000000000000000 OR scale(trim_scale(quantity)) > 12 THEN 'quantity_too_many_digits'
+    WHEN property_missing THEN 'property_missing'
     WHEN occurred_at IS NULL THEN 'occurred_at_missing'
     WHEN recorded_at IS NULL THEN 'recorded_at_missing'
     WHEN least(occurred_at, recorded_at) < '0001-01-01 00:00:00+00'
