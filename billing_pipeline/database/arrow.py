@@ -7,12 +7,25 @@ of its own; its errors become the same two of ours that psycopg's become.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import adbc_driver_postgresql.dbapi as adbc
 import pyarrow
 
 from billing_pipeline.database.connection import describe, first_line, require_well_formed
 from billing_pipeline.errors import DatabaseUnavailable
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each next one made by a thread while the caller works on the one before."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:
+        coming = reader.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = reader.submit(next, items, None)
+            yield item
 
 
 def read_batches(database_url: str, statement: str) -> Iterator[pyarrow.RecordBatch]:
