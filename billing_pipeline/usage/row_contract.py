@@ -83,7 +83,7 @@ def read_chunks(
         property_missing=property_missing(catalogue),
     )
     batches = read_batches(database_url, statement.as_string(connection))
-    # The next chunk is read and converted while this one is judged: pyarrow and ADBC work without the interpreter's lock.
+    # The next chunk is read and converted while this one is judged: both work without the interpreter's lock.
     return ahead(_frame(batch) for batch in batches)
 
 
