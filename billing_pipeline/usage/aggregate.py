@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from psycopg import Connection, IsolationLevel
-from psycopg.sql import Literal
+from psycopg.sql import Composable, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.properties import kinds_of_counting, property_parts
@@ -23,7 +23,7 @@ from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.usage.contract import CONTRACT_VERSION
 from billing_pipeline.usage.meter_versions import keep_meter_versions
-from billing_pipeline.usage.period_levels import counting, state_period_levels
+from billing_pipeline.usage.period_levels import counts, state_period_levels
 
 FULL_EVERY = timedelta(hours=24)
 
@@ -112,24 +112,47 @@ def _count(
     connection: Connection[Any], source: str, scope: Scope, since: datetime | None, cutoff_at: datetime
 ) -> datetime | None:
     """Fill `touched_hours` and `counted_windows`; returns the first touched hour."""
-    reach = {
+    parts: dict[str, Composable] = {
         "source": queries.relation(source),
+        "since": Literal(since),
         "reach_start": Literal(reach_start(cutoff_at)),
         "reach_end": Literal(reach_end(cutoff_at)),
-    }
-    queries.execute(connection, _FIND_HOURS[scope], parts=reach | {"since": Literal(since)})
-    queries.execute(connection, "analyze_touched_hours")
-    first_hour_at: datetime | None = queries.fetch_dicts(connection, "first_touched_hour")[0]["first_hour_at"]
-    rows = reach | {"first_hour": Literal(first_hour_at)} | property_parts(connection)
-    queries.execute(connection, "read_usage_rows", parts=rows)
-    queries.execute(connection, "analyze_usage_rows")
-    queries.execute(connection, "find_period_parts", parts=rows)
-    queries.execute(connection, "analyze_period_parts")
+        "first_hour": Literal(reach_start(cutoff_at)),
+        "not_added_up": queries.part("not_added_up"),
+    } | property_parts(connection)
+    parts["fault"] = queries.part("fault_of_row").format(**parts)
+    if scope is Scope.FULL:
+        parts["rows"] = queries.part("rows_of_all_hours").format(**parts)
+        _make(connection, "sum_hours", parts)
+        _make(connection, "find_all_hours", parts)
+        first_hour_at = _first_hour(connection)
+    else:
+        _make(connection, "find_touched_hours", parts)
+        first_hour_at = _first_hour(connection)
+        parts["first_hour"] = Literal(first_hour_at)
+        parts["rows"] = queries.part("rows_of_touched_hours").format(**parts)
+        _make(connection, "sum_hours", parts)
+    _make(connection, "find_period_parts", parts)
+    _make(connection, "find_split_hours", parts)
+    parts["looked_at_singly"] = Literal(
+        queries.fetch_dicts(connection, "rows_looked_at_singly", parts=parts)[0]["found"]
+    )
+    _make(connection, "read_usage_rows", parts)
     queries.execute(connection, "make_counted_windows")
-    queries.execute(connection, "count_windows", parts=counting("deltas"))
-    if kinds_of_counting(connection)["period_levels"]:
-        queries.execute(connection, "count_windows", parts=counting("period_levels"))
+    for counted in counts(connection):
+        queries.execute(connection, "count_windows", parts=counted)
     queries.execute(connection, "analyze_counted_windows")
+    return first_hour_at
+
+
+def _make(connection: Connection[Any], statement: str, parts: dict[str, Composable]) -> None:
+    """Make one of the temporary tables, and let the planner know it."""
+    queries.execute(connection, statement, parts=parts)
+    queries.execute(connection, _ANALYZE[statement])
+
+
+def _first_hour(connection: Connection[Any]) -> datetime | None:
+    first_hour_at: datetime | None = queries.fetch_dicts(connection, "first_touched_hour")[0]["first_hour_at"]
     return first_hour_at
 
 
@@ -154,4 +177,12 @@ def _merge(connection: Connection[Any], first_hour_at: datetime | None, cutoff_a
     return changed, queries.execute(connection, "carry_fractions", merge)
 
 
-_FIND_HOURS = {Scope.TOUCHED: "find_touched_hours", Scope.FULL: "find_all_hours"}
+_ANALYZE = {
+    "find_touched_hours": "analyze_touched_hours",
+    "find_all_hours": "analyze_touched_hours",
+    "sum_hours": "analyze_hour_sums",
+    "find_period_parts": "analyze_period_parts",
+    "find_split_hours": "analyze_split_hours",
+    "read_usage_rows": "analyze_usage_rows",
+}
+"""A temporary table has no statistics of its own accord, and without them the plans are guesses."""

@@ -6,6 +6,7 @@ is worth what the level grew by in it, so the ledger, its proof and Stripe see n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -13,23 +14,34 @@ from psycopg import Connection
 from psycopg.sql import SQL, Composable, Literal
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.properties import kinds_of_counting
 from billing_pipeline.domain.catalogue import Aggregation
 
-NOT_YET_STATED = -1
-"""The level of a window that was just counted; a level is never below 0."""
+_DELTA: dict[str, Composable] = {"units": SQL("c.quantity * v.unit_scale"), "period_level": SQL("NULL")}
+_PERIOD_LEVEL: dict[str, Composable] = {"units": SQL("0"), "period_level": SQL("-1")}
+"""A level is never below 0: this one is not yet known."""
 
 
-def counting(kind: str) -> dict[str, Composable]:
-    """The parts of `count_windows` for the `deltas`, which add up by themselves, or for the `period_levels`."""
-    is_period_level = kind == "period_levels"
-    wanted = [str(aggregation) for aggregation in Aggregation if aggregation.is_period_level == is_period_level]
-    return {
-        "metered_rows": queries.part("metered_rows"),
-        "aggregations": Literal(wanted),
-        "quantity": queries.part(f"quantity_of_{kind}"),
-        "units": SQL("0") if is_period_level else SQL("c.quantity * v.unit_scale"),
-        "period_level": Literal(NOT_YET_STATED) if is_period_level else SQL("NULL"),
-    }
+def counts(connection: Connection[Any]) -> Iterator[dict[str, Composable]]:
+    """The parts of each run of `count_windows`: whole hours, split ones, and, where a meter has them, period levels."""
+    yield _DELTA | {"counted": queries.part("counted_whole").format(not_added_up=queries.part("not_added_up"))}
+    yield _DELTA | {"counted": _singly("quantity_of_deltas", [Aggregation.SUM, Aggregation.COUNT])}
+    if kinds_of_counting(connection)["period_levels"]:
+        of_level = [aggregation for aggregation in Aggregation if aggregation.is_period_level]
+        yield _PERIOD_LEVEL | {"counted": _singly("quantity_of_period_levels", of_level)}
+
+
+def metered_rows() -> Composable:
+    """The part `metered_rows` of other statements."""
+    return queries.part("metered_rows").format(not_added_up=queries.part("not_added_up"))
+
+
+def _singly(quantity: str, aggregations: list[Aggregation]) -> Composable:
+    return queries.part("counted_singly").format(
+        metered_rows=metered_rows(),
+        quantity=queries.part(quantity),
+        aggregations=Literal([str(aggregation) for aggregation in aggregations]),
+    )
 
 
 def state_period_levels(
@@ -39,7 +51,7 @@ def state_period_levels(
     span = {"first_hour_at": first_hour_at, "reach_start": reach_start}
     if unique_values:
         rows: dict[str, Composable] = {
-            "metered_rows": queries.part("metered_rows"),
+            "metered_rows": metered_rows(),
             "first_hour": Literal(first_hour_at),
         }
         queries.execute(connection, "find_seen_values", parts=rows)

@@ -90,9 +90,7 @@ SELECT m.organization_id, date_trunc('hour', e.edge_at, 'UTC')
 -- name: find_all_hours
 -- The full scope: every hour of the reach that has rows or windows.
 CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
-SELECT organization_id, date_trunc('hour', occurred_at, 'UTC') AS hour_at
-  FROM {source}
- WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end} AND organization_id IS NOT NULL
+SELECT organization_id, hour_at FROM hour_sums
 UNION
 SELECT organization_id, date_trunc('hour', starts_at, 'UTC')
   FROM usage_windows
@@ -105,25 +103,41 @@ ANALYZE touched_hours;
 -- name: first_touched_hour
 SELECT min(hour_at) AS first_hour_at FROM touched_hours;
 
--- name: read_usage_rows
--- The rows of the touched clock hours.  Both kinds of condition are here on purpose: the planner probes the index on
--- occurred_at for a few hours, and hashes one scan for many.  The verdict is a column, not a condition: the planner
--- would take a condition on it for one that hardly any row meets.
-CREATE TEMP TABLE usage_rows ON COMMIT DROP AS
-SELECT s.organization_id, h.hour_at, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
-       {properties} AS properties,
-       contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
-                      EXISTS (SELECT FROM meter_versions v
-                               WHERE s.event_type = ANY (v.event_types) AND v.aggregation NOT IN ('count', 'unique')
-                                 AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at),
-                      {property_missing}) AS fault
-  FROM (SELECT DISTINCT hour_at FROM touched_hours) h
-  JOIN {source} s ON date_trunc('hour', s.occurred_at, 'UTC') = h.hour_at
-   AND s.occurred_at >= h.hour_at AND s.occurred_at < h.hour_at + interval '1 hour'
- WHERE s.occurred_at >= {first_hour} AND s.occurred_at < {reach_end};
+-- name: rows_of_all_hours
+-- A part of other statements: the source in the full scope.
+(SELECT date_trunc('hour', occurred_at, 'UTC') AS hour_at, *
+   FROM {source} s
+  WHERE occurred_at >= {first_hour} AND occurred_at < {reach_end})
 
--- name: analyze_usage_rows
-ANALYZE usage_rows;
+-- name: rows_of_touched_hours
+-- A part of other statements.  Both kinds of condition are here on purpose: the planner probes the index on occurred_at
+-- for a few hours, and hashes one scan for many.
+(SELECT h.hour_at, s.*
+   FROM (SELECT DISTINCT hour_at FROM touched_hours) h
+   JOIN {source} s ON date_trunc('hour', s.occurred_at, 'UTC') = h.hour_at
+    AND s.occurred_at >= h.hour_at AND s.occurred_at < h.hour_at + interval '1 hour'
+  WHERE s.occurred_at >= {first_hour} AND s.occurred_at < {reach_end})
+
+-- name: fault_of_row
+-- A part of other statements, which call the source s.
+contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
+               EXISTS (SELECT FROM meter_versions v
+                        WHERE s.event_type = ANY (v.event_types) AND v.aggregation NOT IN ('count', 'unique')
+                          AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at),
+               {property_missing})
+
+-- name: sum_hours
+-- The good rows, added up before anything is asked about them: nearly every hour belongs whole to one customer and one
+-- billing period, and what is asked of an hour once is not asked of each of its rows.
+CREATE TEMP TABLE hour_sums ON COMMIT DROP AS
+SELECT organization_id, hour_at, event_type, sum(quantity) AS quantity, count(*) AS events,
+       max(recorded_at) AS last_recorded_at
+  FROM {rows} s
+ WHERE {fault} IS NULL
+ GROUP BY organization_id, hour_at, event_type;
+
+-- name: analyze_hour_sums
+ANALYZE hour_sums;
 
 -- name: find_period_parts
 -- The hours that a billing period's edge cuts, part by part; the edge belongs to the later one.
@@ -143,23 +157,86 @@ WINDOW hour AS (PARTITION BY stripe_customer_id, event_name, hour_at ORDER BY pa
 -- name: analyze_period_parts
 ANALYZE period_parts;
 
+-- name: find_split_hours
+-- The hours in which an organization's customer or the customer's billing period changes.
+CREATE TEMP TABLE split_hours ON COMMIT DROP AS
+SELECT organization_id, date_trunc('hour', bound_at, 'UTC') AS hour_at
+  FROM (SELECT organization_id, lower(valid_during) AS bound_at FROM customer_mappings
+         UNION
+        SELECT organization_id, upper(valid_during) FROM customer_mappings) m
+ WHERE bound_at >= {first_hour} AND bound_at < {reach_end} AND bound_at > date_trunc('hour', bound_at, 'UTC')
+UNION
+SELECT m.organization_id, p.hour_at
+  FROM period_parts p
+  JOIN customer_mappings m ON m.stripe_customer_id = p.stripe_customer_id
+   AND m.valid_during && tstzrange(p.hour_at, p.hour_at + interval '1 hour');
+
+-- name: analyze_split_hours
+ANALYZE split_hours;
+
+-- name: rows_looked_at_singly
+-- Whether any row must be: in an hour that is split, or of a type that some meter does not just add up.
+SELECT EXISTS (SELECT FROM split_hours) OR EXISTS (SELECT FROM meter_versions WHERE {not_added_up}) AS found;
+
+-- name: not_added_up
+-- A part of other statements, about meter_versions.
+(choices IS NOT NULL OR aggregation NOT IN ('sum', 'count'))
+
+-- name: read_usage_rows
+-- The good rows that hour_sums cannot stand for.  The verdict is a column, not a condition: the planner would take a
+-- condition on it for one that hardly any row meets.
+CREATE TEMP TABLE usage_rows ON COMMIT DROP AS
+SELECT organization_id, hour_at, event_type, quantity, occurred_at, recorded_at, {properties} AS properties, is_split,
+       {fault} AS fault
+  FROM (SELECT s.*, (organization_id, hour_at) IN (SELECT organization_id, hour_at FROM split_hours) AS is_split
+          FROM {rows} s) s
+ WHERE {looked_at_singly}
+   AND (is_split OR event_type IN (SELECT unnest(event_types) FROM meter_versions WHERE {not_added_up}));
+
+-- name: analyze_usage_rows
+ANALYZE usage_rows;
+
 -- name: metered_rows
--- A part of other statements: the good rows of the touched hours, once for each meter that counts them, with whose they
--- are and the part of the hour they lie in.
+-- A part of other statements: the rows looked at singly in touched hours, once for each meter that counts them so, with
+-- whose they are and the part of the hour they lie in.
 SELECT r.organization_id, r.hour_at, r.quantity, r.occurred_at, r.recorded_at, r.properties ->> v.property AS value,
        v.meter, v.aggregation, m.mapping_id, m.stripe_customer_id,
        p.starts_at AS part_starts_at, p.ends_at AS part_ends_at
   FROM usage_rows r
   JOIN touched_hours t ON t.organization_id = r.organization_id AND t.hour_at = r.hour_at
   JOIN (SELECT meter, aggregation, event_name, choices, property, valid_from, valid_until,
-               unnest(event_types) AS event_type
+               unnest(event_types) AS event_type, {not_added_up} AS not_added_up
           FROM meter_versions) v
     ON v.event_type = r.event_type AND tstzrange(v.valid_from, v.valid_until) @> r.hour_at
+   AND (r.is_split OR v.not_added_up)
    AND (v.choices IS NULL OR r.properties @> ANY (v.choices))
   LEFT JOIN customer_mappings m ON m.organization_id = r.organization_id AND m.valid_during @> r.occurred_at
   LEFT JOIN period_parts p ON p.stripe_customer_id = m.stripe_customer_id AND p.event_name = v.event_name
    AND p.hour_at = r.hour_at AND r.occurred_at >= p.starts_at AND r.occurred_at < p.ends_at
  WHERE r.fault IS NULL
+
+-- name: counted_singly
+-- A part of count_windows: what is counted row by row.
+SELECT organization_id, hour_at, meter, mapping_id, part_starts_at, part_ends_at,
+       {quantity} AS quantity, count(*) AS event_count, max(recorded_at) AS last_recorded_at
+  FROM ({metered_rows}) metered
+ WHERE aggregation = ANY ({aggregations})
+ GROUP BY organization_id, hour_at, meter, aggregation, mapping_id, part_starts_at, part_ends_at
+
+-- name: counted_whole
+-- A part of count_windows: the touched hours that have one customer and one period.
+SELECT h.organization_id, h.hour_at, v.meter, m.mapping_id,
+       NULL::timestamptz AS part_starts_at, NULL::timestamptz AS part_ends_at,
+       sum(CASE v.aggregation WHEN 'count' THEN h.events ELSE h.quantity END) AS quantity,
+       sum(h.events)::bigint AS event_count, max(h.last_recorded_at) AS last_recorded_at
+  FROM hour_sums h
+  JOIN touched_hours t ON t.organization_id = h.organization_id AND t.hour_at = h.hour_at
+  JOIN (SELECT meter, aggregation, valid_from, valid_until, unnest(event_types) AS event_type
+          FROM meter_versions WHERE NOT {not_added_up}) v
+    ON v.event_type = h.event_type AND tstzrange(v.valid_from, v.valid_until) @> h.hour_at
+  LEFT JOIN customer_mappings m ON m.organization_id = h.organization_id AND m.valid_during @> h.hour_at
+ WHERE (h.organization_id, h.hour_at) NOT IN (SELECT organization_id, hour_at FROM split_hours)
+ GROUP BY h.organization_id, h.hour_at, v.meter, m.mapping_id
 
 -- name: make_counted_windows
 CREATE TEMP TABLE counted_windows (
@@ -184,11 +261,7 @@ SELECT c.organization_id,
        {period_level} AS period_level,
        c.event_count,
        c.last_recorded_at
-  FROM (SELECT organization_id, hour_at, meter, mapping_id, part_starts_at, part_ends_at,
-               {quantity} AS quantity, count(*) AS event_count, max(recorded_at) AS last_recorded_at
-          FROM ({metered_rows}) metered
-         WHERE aggregation = ANY ({aggregations})
-         GROUP BY organization_id, hour_at, meter, aggregation, mapping_id, part_starts_at, part_ends_at) c
+  FROM ({counted}) c
   JOIN meter_versions v ON v.meter = c.meter AND tstzrange(v.valid_from, v.valid_until) @> c.hour_at
   LEFT JOIN customer_mappings m ON m.mapping_id = c.mapping_id;
 
@@ -250,29 +323,32 @@ SELECT c.organization_id, c.stripe_customer_id, c.meter, c.meter_version, c.even
 -- A window of a touched hour that no row falls into any more is worth nothing; the cutter will take it back.  What it
 -- carries stays, unless an edge now lies inside it: then it belongs to no one period, and others carry for it.
 WITH uncounted AS (
-    SELECT w.window_id, w.event_count, CASE WHEN lies_across.an_edge THEN 0 ELSE greatest(w.carried, 0) END AS carried
+    SELECT w.*
       FROM touched_hours t
       JOIN usage_windows w ON w.organization_id = t.organization_id
        AND date_trunc('hour', w.starts_at, 'UTC') = t.hour_at
-     CROSS JOIN LATERAL (
-           SELECT EXISTS (
-                  SELECT FROM period_parts p
-                   WHERE p.stripe_customer_id = w.stripe_customer_id AND p.event_name = w.event_name
-                     AND p.starts_at > w.starts_at AND p.starts_at < w.ends_at) AS an_edge) lies_across
-     WHERE w.starts_at >= %(first_hour_at)s
-       AND (w.event_count > 0 OR (w.target > 0 AND lies_across.an_edge))
+     WHERE w.starts_at >= %(first_hour_at)s AND (w.event_count > 0 OR w.target > 0)
        AND NOT EXISTS (
            SELECT FROM counted_windows c
             WHERE c.organization_id = w.organization_id AND c.meter = w.meter
               AND c.starts_at = w.starts_at AND c.ends_at = w.ends_at
               AND c.stripe_customer_id IS NOT DISTINCT FROM w.stripe_customer_id)
+), emptied AS (
+    SELECT window_id, CASE WHEN lies_across.an_edge THEN 0 ELSE greatest(carried, 0) END AS carried
+      FROM uncounted w
+     CROSS JOIN LATERAL (
+           SELECT EXISTS (
+                  SELECT FROM period_parts p
+                   WHERE p.stripe_customer_id = w.stripe_customer_id AND p.event_name = w.event_name
+                     AND p.starts_at > w.starts_at AND p.starts_at < w.ends_at) AS an_edge) lies_across
+     WHERE w.event_count > 0 OR lies_across.an_edge
 )
 UPDATE usage_windows w
-   SET target = uncounted.carried, carried = uncounted.carried, units = 0, quantity = 0, event_count = 0,
+   SET target = emptied.carried, carried = emptied.carried, units = 0, quantity = 0, event_count = 0,
        last_recorded_at = NULL, cutoff_at = %(cutoff_at)s,
-       cut_due = w.cut_due OR w.target <> uncounted.carried
-  FROM uncounted
- WHERE w.window_id = uncounted.window_id;
+       cut_due = w.cut_due OR w.target <> emptied.carried
+  FROM emptied
+ WHERE w.window_id = emptied.window_id;
 
 -- name: carry_fractions
 -- Rounding each window down would lose up to a unit per hour.  So every customer, meter and UTC month, or the part of
