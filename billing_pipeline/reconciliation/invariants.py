@@ -15,6 +15,7 @@ from psycopg import Connection
 from psycopg.sql import Composable, Literal
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.source import read_source
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.domain.windows import HOUR
 from billing_pipeline.settings import Settings
@@ -84,8 +85,7 @@ def _parts(
         return None
     overlap = timedelta(seconds=settings.billing_cutoff_overlap_seconds)
     last = queries.fetch_dicts(connection, "latest_aggregation")[0]["cutoff_at"]
-    return {
-        "source": queries.relation(settings.billing_source_relation),
+    return read_source(connection, settings).parts | {
         # The oldest hour may have left the reach since it was counted.
         "reach_start": Literal(reach_start(now) + HOUR),
         "reach_end": Literal(reach_end(last or now)),

@@ -17,6 +17,7 @@ from psycopg import Connection, IsolationLevel
 from psycopg.sql import Literal
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.source import Source
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
@@ -48,7 +49,7 @@ class AggregationReport:
 def aggregate(
     connection: Connection[Any],
     *,
-    source: str,
+    source: Source,
     catalogue: Catalogue,
     start_at: datetime | None,
     overlap: timedelta,
@@ -83,7 +84,7 @@ def next_scope(connection: Connection[Any], now: datetime) -> Scope:
 
 def _aggregate_once(
     connection: Connection[Any],
-    source: str,
+    source: Source,
     catalogue: Catalogue,
     start_at: datetime | None,
     overlap: timedelta,
@@ -107,11 +108,10 @@ def _aggregate_once(
 
 
 def _count(
-    connection: Connection[Any], source: str, scope: Scope, since: datetime | None, cutoff_at: datetime
+    connection: Connection[Any], source: Source, scope: Scope, since: datetime | None, cutoff_at: datetime
 ) -> datetime | None:
     """Fill `touched_hours` and `counted_windows`; returns the first touched hour."""
-    reach = {
-        "source": queries.relation(source),
+    reach = source.parts | {
         "reach_start": Literal(reach_start(cutoff_at)),
         "reach_end": Literal(reach_end(cutoff_at)),
     }

@@ -50,13 +50,13 @@ SELECT meter, version, event_types, aggregation, event_name, unit_scale,
 -- rows leave no trace here; the daily full scope finds them.
 CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
 SELECT organization_id, date_trunc('hour', occurred_at, 'UTC') AS hour_at
-  FROM {source}
+  FROM {source} s
  WHERE recorded_at >= {since} AND occurred_at >= {reach_start} AND occurred_at < {reach_end}
    AND organization_id IS NOT NULL
 UNION
 SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC')
   FROM quarantined_events q
-  JOIN {source} s ON s.event_id = q.event_id
+  JOIN {source} s ON {same_event}
  WHERE q.mended_at >= {since} AND s.occurred_at >= {reach_start} AND s.occurred_at < {reach_end}
    AND s.organization_id IS NOT NULL
 UNION
@@ -75,7 +75,7 @@ SELECT m.organization_id, date_trunc('hour', e.edge_at, 'UTC')
 -- The full scope: every hour of the reach that has rows or windows.
 CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
 SELECT organization_id, date_trunc('hour', occurred_at, 'UTC') AS hour_at
-  FROM {source}
+  FROM {source} s
  WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end} AND organization_id IS NOT NULL
 UNION
 SELECT organization_id, date_trunc('hour', starts_at, 'UTC')

@@ -14,7 +14,7 @@ WITH source AS (
                                EXISTS (SELECT FROM meter_versions n
                                         WHERE event_type = ANY (n.event_types) AND n.aggregation <> 'count'
                                           AND tstzrange(n.valid_from, n.valid_until) @> occurred_at)) AS fault
-                      FROM {source}
+                      FROM {source} s
                      WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end}) s
               JOIN (SELECT meter, aggregation, unit_scale, valid_from, valid_until, unnest(event_types) AS event_type
                       FROM meter_versions) v
