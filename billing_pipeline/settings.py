@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     @field_validator("billing_source_relation")
     @classmethod
     def _relation_has_a_schema(cls, relation: str) -> str:
-        if len(parts := relation.split(".")) != 2 or not all(part.strip() for part in parts):
-            raise ValueError(f"must be schema.name, such as {DEFAULT_RELATION}")
+        if len(parts := relation.split(".")) != 2 or not all(part.strip() for part in parts) or "%" in relation:
+            raise ValueError(f"must be schema.name without a %, such as {DEFAULT_RELATION}")
         return relation
 
     @field_validator("billing_source_columns")

@@ -62,12 +62,14 @@ def unsuitable(name: str, column: str, found: str, *, is_enum: bool) -> str | No
 
 
 def _mapping_faults(entries: list[tuple[str, ...]]) -> Iterator[str]:
-    seen: set[str] = set()
+    named: set[str] = set()
     for ours, equals, theirs in entries:
         if not (ours and equals and theirs):
-            yield f"{f'{ours}{equals}{theirs}' or 'an entry'} is not NAME=COLUMN" + (" but empty" if not ours else "")
+            yield f"{f'{ours}{equals}{theirs}' or 'an empty entry'} is not NAME=COLUMN"
+        if "%" in theirs:
+            yield f"{theirs} has a % in its name; a view can give it another"
         if ours and ours not in READ_AS:
-            yield f"{ours} is no column of ours ({', '.join(READ_AS)})"
-        elif ours in seen:
+            yield f"{ours} is none of our columns ({', '.join(READ_AS)})"
+        elif ours in named:
             yield f"{ours} is named twice"
-        seen.add(ours)
+        named.add(ours)

@@ -69,7 +69,7 @@ def own_source(settings: Settings) -> str:
     if others:
         raise ImportRefused(
             f"Files are imported into {DEFAULT_RELATION} with its own columns only, but {' and '.join(others)}: a "
-            "source of yours is read and never written. Nothing was imported; have your product write it, or unset that."
+            "source of yours is only read. Nothing was imported; have your product write it, or unset that."
         )
     return DEFAULT_RELATION
 
