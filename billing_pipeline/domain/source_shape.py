@@ -6,10 +6,11 @@ whatever can still be counted exactly is only told, once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from billing_pipeline.domain.source_columns import unsuitable
+from billing_pipeline.domain.catalogue import Catalogue
+from billing_pipeline.domain.source_columns import NEEDED, unsuitable
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,46 +53,41 @@ class Drift:
     blocks: bool
 
 
-def drift(last: SourceShape, now: SourceShape, *, counted_types: Set[str], needed: Set[str]) -> Iterator[Drift]:
-    """Everything that changed since `last`.
-
-    `counted_types` are the event types of the catalogue; `needed` the columns of ours that must be there.
-    """
+def drift(last: SourceShape, now: SourceShape, *, mapped: Mapping[str, str], catalogue: Catalogue) -> Iterator[Drift]:
+    """Everything that changed since `last`; `mapped` are our names that the settings map, and theirs."""
     if last.kind != now.kind:
         yield Drift("source_kind_changed", f"{last.kind} → {now.kind}", False)
     for old in last.columns:
-        new = now.column(old.name)
+        new, theirs = now.column(old.name), mapped.get(old.name, old.name)
         if new is None:
-            blocks = old.name in needed
-            yield Drift("source_column_missing", f"{_named(old)}: {old.declared} → absent", blocks)
+            blocks = old.name in NEEDED or old.name in mapped
+            yield Drift("source_column_missing", f"{_named(old.name, theirs)}: {old.declared} → absent", blocks)
             continue
-        if new.column != old.column:
-            yield Drift("source_column_remapped", f"{old.name}: {old.column} → {new.column}", False)
+        if theirs != old.column:
+            yield Drift("source_column_remapped", f"{old.name}: {old.column} → {theirs}", False)
         if new.declared != old.declared:
-            change = f"{_named(new)}: {old.declared} → {new.declared}"
+            change = f"{_named(old.name, theirs)}: {old.declared} → {new.declared}"
             why = f" ({new.unsuitable})" if new.unsuitable else ""
             yield Drift("source_column_type_changed", change + why, new.unsuitable is not None)
         if old.labels and new.labels:
-            yield from _enum_drift(old, new, counted_types)
+            yield from _enum_drift(old, new, catalogue)
 
 
-def _enum_drift(old: SourceColumn, new: SourceColumn, counted_types: Set[str]) -> Iterator[Drift]:
+def _enum_drift(old: SourceColumn, new: SourceColumn, catalogue: Catalogue) -> Iterator[Drift]:
     added = [label for label in new.labels if label not in old.labels]
     removed = [label for label in old.labels if label not in new.labels]
+    change = f"{_named(new.name, new.column)}: {', '.join(old.labels)} → {', '.join(new.labels)}"
     if removed:
         # Renaming a label renames it in rows that were billed long ago, and counting them would take it all back.
-        counted = sorted(counted_types & set(removed)) if new.name == "event_type" else []
-        why = f"; the catalogue counts {', '.join(counted)}" if counted else ""
-        yield Drift("source_enum_narrowed", f"{_change(old, new)} (without {', '.join(removed)}{why})", bool(counted))
+        metered = {event_type for meter in catalogue.meters for event_type in meter.event_types}
+        billed = sorted(metered & set(removed)) if new.name == "event_type" else []
+        why = f"; meters count {', '.join(billed)}" if billed else ""
+        yield Drift("source_enum_narrowed", f"{change} (without {', '.join(removed)}{why})", bool(billed))
     if added:
-        unknown = sorted(set(added) - counted_types) if new.name == "event_type" else []
-        why = f"; the catalogue does not know {', '.join(unknown)}" if unknown else ""
-        yield Drift("source_enum_widened", f"{_change(old, new)} (with {', '.join(added)}{why})", False)
+        unknown = sorted(set(added) - catalogue.known_event_types) if new.name == "event_type" else []
+        why = f"; not in the catalogue, so its rows would wait in quarantine: {', '.join(unknown)}" if unknown else ""
+        yield Drift("source_enum_widened", f"{change} (with {', '.join(added)}{why})", False)
 
 
-def _change(old: SourceColumn, new: SourceColumn) -> str:
-    return f"{_named(new)}: {', '.join(old.labels)} → {', '.join(new.labels)}"
-
-
-def _named(column: SourceColumn) -> str:
-    return column.name if column.name == column.column else f"{column.name} ({column.column})"
+def _named(name: str, theirs: str) -> str:
+    return name if name == theirs else f"{name} ({theirs})"

@@ -99,8 +99,7 @@ def _drift(connection: Connection[Any], source: Source, catalogue: Catalogue) ->
     last = last_shape(connection, source.relation)
     if last is None or source.shape is None:
         return
-    needed = NEEDED.keys() | dict(source.columns).keys()
-    found = drift(last, source.shape, counted_types=catalogue.known_event_types, needed=needed)
+    found = drift(last, source.shape, mapped=dict(source.columns), catalogue=catalogue)
     by_reason = sorted(found, key=lambda change: (not change.blocks, change.reason))
     for (blocks, reason), changes in groupby(by_reason, key=lambda change: (change.blocks, change.reason)):
         yield SourceFault(reason, tuple(change.detail for change in changes), blocks)

@@ -124,15 +124,30 @@ def _whole_scans(connection: Connection[Any], source: Source, column: str, since
     with connection.transaction():
         queries.execute(connection, "plan_by_index")
         plan = queries.fetch_dicts(connection, _PLANS[column], parts=asked)[0]["QUERY PLAN"][0]["Plan"]
-    return list(dict.fromkeys(_scans_without_index(plan)))
+    tables = [node for node in _nodes(plan) if "Relation Name" in node and node["Node Type"] != "Foreign Scan"]
+    names = [below["Index Name"] for node in tables for below in _nodes(node) if "Index Name" in below]
+    rows = queries.fetch_dicts(connection, "leading_index_columns", {"names": names})
+    leading = {(row["schema"], row["name"]): row["column"] for row in rows}
+    whole = [node for node in tables if not _served_by_index(node, leading)]
+    return list(dict.fromkeys(_Scan(n["Schema"], n["Relation Name"], _column_of(n.get("Filter"))) for n in whole))
 
 
-def _scans_without_index(node: dict[str, Any]) -> Iterator[_Scan]:
-    # A bitmap scan has its condition on the index scans below it.
-    by_index = "Index Cond" in node or node["Node Type"] in ("Bitmap Heap Scan", "Foreign Scan")
-    if "Relation Name" in node and not by_index:
-        asked = _COLUMN_ASKED.search(node.get("Filter", ""))
-        column = asked[1].strip('"').replace('""', '"') if asked else None
-        yield _Scan(node["Schema"], node["Relation Name"], column)
-    for below in node.get("Plans", []):
-        yield from _scans_without_index(below)
+def _served_by_index(table: dict[str, Any], leading: dict[tuple[str, str], str | None]) -> bool:
+    """Whether an index narrows the scan: it has the condition, and begins with the column that is asked for."""
+    for node in _nodes(table):
+        if "Index Cond" in node:
+            begins_with, asked = leading.get((table["Schema"], node["Index Name"])), _column_of(node["Index Cond"])
+            if None in (begins_with, asked) or begins_with == asked:
+                return True
+    return False
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from _nodes(below)
+
+
+def _column_of(condition: str | None) -> str | None:
+    asked = _COLUMN_ASKED.search(condition or "")
+    return asked[1].strip('"').replace('""', '"') if asked else None

@@ -53,6 +53,17 @@ EXPLAIN (FORMAT JSON, VERBOSE, COSTS OFF) SELECT FROM {source} s WHERE s.occurre
 -- The id comes from a subselect, so that no value of its type has to be known.
 EXPLAIN (FORMAT JSON, VERBOSE, COSTS OFF) SELECT FROM {source} s WHERE s.event_id = (SELECT {an_id});
 
+-- name: leading_index_columns
+-- What each btree index begins with, null for an expression: behind another column, a condition reads all of it.
+-- An index of another kind, such as BRIN, serves each of its columns alike.
+SELECT n.nspname::text AS schema, c.relname::text AS name, a.attname::text AS column
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_index i ON i.indexrelid = c.oid
+  JOIN pg_am m ON m.oid = c.relam AND m.amname = 'btree'
+  LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
+ WHERE c.relname = ANY (%(names)s);
+
 -- name: source_table_statistics
 -- What the planner knows of a table and one column of it: how many rows, and how closely they lie in its order.
 SELECT c.reltuples::bigint AS rows, coalesce(abs(s.correlation) > 0.99, false) AS in_order
