@@ -194,6 +194,10 @@ def _print_flush(report: FlushReport) -> None:
     if report.contract is not None:
         faults = ", ".join(f"{fault.reason} {fault.count:,}" for fault in report.contract.faults) or "none"
         typer.echo(f"Contract:  {report.contract.rows_read:,} rows read, faults: {faults}")
+        for fault in report.contract.faults:
+            # Of the source itself: what changed, or what to run.
+            for detail in fault.samples if fault.reason.startswith("source_") else ():
+                typer.echo(f"           {fault.reason}: {detail}")
     typer.echo(
         f"Windows:   {report.aggregation.windows_computed:,} computed ({report.aggregation.scope}), "
         f"{report.aggregation.windows_changed:,} changed"

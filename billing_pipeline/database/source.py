@@ -7,6 +7,7 @@ Casts are applied only where they are exact; a column of another type is left as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,11 @@ class Source:
     columns: tuple[tuple[str, str], ...]
     """Our names and theirs, where `BILLING_SOURCE_COLUMNS` maps them."""
     shape: SourceShape | None
+
+    @property
+    def can_be_locked(self) -> bool:
+        """Whether LOCK TABLE takes it, and for a view what it reads too."""
+        return self.shape is not None and self.shape.kind in ("table", "partitioned table", "view")
 
     @property
     def table(self) -> Composable:
@@ -111,7 +117,15 @@ class Source:
 
 def read_source(connection: Connection[Any], settings: Settings) -> Source:
     """The source that the settings name, as it is now; one read of the catalogs, and none of the relation."""
-    relation, columns = settings.billing_source_relation, settings.source_columns
+    return _read(connection, settings.billing_source_relation, settings.source_columns)
+
+
+def read_again(connection: Connection[Any], source: Source) -> Source:
+    """The same source as it is now."""
+    return _read(connection, source.relation, dict(source.columns))
+
+
+def _read(connection: Connection[Any], relation: str, columns: Mapping[str, str]) -> Source:
     quoted = queries.relation(relation).as_string(connection)
     found = queries.fetch_dicts(connection, "source_columns", {"relation": quoted})
     if not found:

@@ -23,6 +23,7 @@ from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.usage.contract import CONTRACT_VERSION
 from billing_pipeline.usage.meter_versions import keep_meter_versions
+from billing_pipeline.usage.source_contract import hold_countable
 
 FULL_EVERY = timedelta(hours=24)
 
@@ -60,7 +61,8 @@ def aggregate(
 
     `start_at` is the first hour that is billed at all, asked when a ledger begins; None is everything Stripe takes.
     `overlap` reaches back behind the last cutoff for transactions that commit late.
-    Raises `DatabaseUnavailable` when concurrent writers keep it from finishing.
+    Raises `ContractBlocked` for a source that cannot be counted, and `DatabaseUnavailable` when concurrent writers keep
+    it from finishing.
     """
     return in_transaction(
         connection,
@@ -91,8 +93,9 @@ def _aggregate_once(
     clock: Callable[[], datetime],
     scope: Scope | None,
 ) -> AggregationReport:
-    # Before anything is read: the snapshot begins behind the lock, and the cutoff behind the snapshot.
+    # Before anything is read: the snapshot begins behind the locks, and the cutoff behind the snapshot.
     queries.execute(connection, "lock_aggregations")
+    source = hold_countable(connection, source, catalogue)
     queries.execute(connection, "use_working_memory")
     cutoff_at = clock()
     scope = scope or next_scope(connection, cutoff_at)

@@ -40,7 +40,6 @@ from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
 from billing_pipeline.usage.periods import PeriodsReport, sync_periods
 from billing_pipeline.usage.send import MeterSink
-from billing_pipeline.usage.source_contract import require_countable
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, batch_size, send_canaries, submit
 
 
@@ -132,11 +131,9 @@ class UsageFlow:
     def aggregate(self, scope: Scope | None = None) -> AggregationReport:
         """Stage 2.  Raises `ContractBlocked` for a source that cannot be counted, whatever the settings say."""
         self.take_lease()
-        source = self.read_source()
-        require_countable(self.connection, source, self.catalogue)
         return aggregate(
             self.connection,
-            source=source,
+            source=self.read_source(),
             catalogue=self.catalogue,
             start_at=self.settings.billing_start_at,
             overlap=timedelta(seconds=self.settings.billing_cutoff_overlap_seconds),

@@ -1,6 +1,6 @@
 """What a source must be before a row of it is read: its columns, what they were before, and one row per event.
 
-Asked by validation, which reports it and remembers the source's shape, and again before aggregation, which refuses: a
+Asked by validation, which reports it and remembers the source's shape, and again by aggregation, which refuses: a
 source that is something else cannot be counted, whatever the settings say.
 """
 
@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
-from billing_pipeline.database.source import Source
+from billing_pipeline.database.source import Source, read_again
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.source_columns import NEEDED, READ_AS
 from billing_pipeline.domain.source_shape import SourceColumn, SourceShape, drift
@@ -65,6 +65,18 @@ def require_countable(connection: Connection[Any], source: Source, catalogue: Ca
         raise ContractBlocked(
             f"The source {source.relation} cannot be counted ({named}). Nothing was changed. Mend it, then flush again."
         )
+
+
+def hold_countable(connection: Connection[Any], source: Source, catalogue: Catalogue) -> Source:
+    """The source as it is now, and stays until the transaction's end.  Raises `ContractBlocked`, as above.
+
+    A materialized view or a foreign table cannot be held; its columns do not change, it is made anew.
+    """
+    if source.can_be_locked:
+        queries.execute(connection, "hold_source", parts={"source": source.table})
+    held = read_again(connection, source)
+    require_countable(connection, held, catalogue)
+    return held
 
 
 def remember_shape(connection: Connection[Any], source: Source, *, now: datetime) -> None:

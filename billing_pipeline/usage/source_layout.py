@@ -61,8 +61,11 @@ def missing_indexes(connection: Connection[Any], source: Source, *, since: datet
     advice = [] if holds_an_event_once(connection, source) else [_not_unique(connection, source)]
     if source.shape is None or source.shape.kind == "foreign table":
         return advice  # its indexes are on another server, out of sight
-    for column in _PLANS.keys() - {one.column for one in advice}:
-        advice += _advice(connection, source, column, _whole_scans(connection, source, column, since))
+    for column in sorted(_PLANS.keys() - {one.column for one in advice}):
+        for one in _advice(connection, source, column, _whole_scans(connection, source, column, since)):
+            # One column of theirs may be two of ours, and needs one index.
+            if not one.statements or one.statements not in [told.statements for told in advice]:
+                advice.append(one)
     return sorted(advice, key=lambda one: (one.column, one.table))
 
 

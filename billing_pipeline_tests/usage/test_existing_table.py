@@ -155,7 +155,10 @@ def test_a_view_with_a_bound_reads_no_partition_before_it(monthly):
     assert "ancient" not in lines
 
 
-def test_the_source_needs_no_right_but_select(existing, simulator):
+@pytest.mark.parametrize("relation", ["events", "seen"])
+def test_the_source_needs_no_right_but_select(existing, simulator, relation):
+    existing.connection.execute("CREATE VIEW public.seen AS TABLE public.events")
+    existing.settings = settings_of(existing, billing_source_relation=f"public.{relation}")
     admin, role = existing.connection, f"billing_reader_{os.getpid()}"
     require_superuser(admin)
     name = Identifier(role)
@@ -164,14 +167,14 @@ def test_the_source_needs_no_right_but_select(existing, simulator):
         admin.execute(SQL("GRANT ALL ON SCHEMA billing_pipeline TO {}").format(name))
         for kind in ("TABLES", "SEQUENCES"):
             admin.execute(SQL("GRANT ALL ON ALL {} IN SCHEMA billing_pipeline TO {}").format(SQL(kind), name))
-        admin.execute(SQL("GRANT SELECT ON public.events TO {}").format(name))
+        admin.execute(SQL("GRANT SELECT ON {} TO {}").format(Identifier("public", relation), name))
         record(existing, (1, "prompt_tokens", 7, CLOSED), (2, "generated_tokens", None, CLOSED))
         user = conninfo_to_dict(existing.settings.database_url.get_secret_value())["user"]
         url = existing.settings.database_url.get_secret_value().replace(f"//{user}", f"//{role}:reader", 1)
         with connect(url) as connection:
             poor = UsageFlow(connection, url, existing.settings, holder="test")
             with pytest.raises(InsufficientPrivilege), connection.transaction():
-                connection.execute("UPDATE public.events SET amount = 1")
+                connection.execute(SQL("UPDATE {} SET amount = 1").format(Identifier("public", relation)))
             flush(poor)
             admin.execute("UPDATE public.events SET amount = 2 WHERE amount IS NULL")
             flush(poor, scope=Scope.FULL)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from psycopg.errors import LockNotAvailable
 
+from billing_pipeline.database.connection import connect
 from billing_pipeline.errors import ContractBlocked
 from billing_pipeline.orchestration.checks import SOURCE_REASONS
 from billing_pipeline.settings import load_settings
+from billing_pipeline.usage import aggregate
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.contract import Severity, latest_report
 from billing_pipeline.usage.flush import flush
+from billing_pipeline.usage.meter_versions import keep_meter_versions
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 
 CLOSED = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=5)
@@ -172,6 +176,30 @@ def test_drift_between_validation_and_aggregation_of_one_flush_is_refused_too(co
     with pytest.raises(ContractBlocked, match="source_column_type_changed"):
         counted.aggregate()
     assert units(simulator) == 7
+
+
+def test_drift_after_the_source_was_looked_at_is_refused_behind_the_lock(counted, simulator):
+    looked_at = counted.read_source()
+    counted.connection.execute("ALTER TABLE public.events ALTER amount TYPE float8")
+    counted.read_source = lambda: looked_at
+
+    with pytest.raises(ContractBlocked, match="source_column_type_changed"):
+        counted.aggregate()
+
+
+def test_nobody_changes_the_source_while_it_is_counted(counted, database_url, monkeypatch):
+    refused = []
+
+    def meanwhile(*args, **kwargs):
+        with connect(database_url) as other, pytest.raises(LockNotAvailable):
+            other.execute("SET lock_timeout = '100ms'; ALTER TABLE public.events ALTER amount TYPE float8")
+        refused.append(True)
+        return keep_meter_versions(*args, **kwargs)
+
+    monkeypatch.setattr(aggregate, "keep_meter_versions", meanwhile)
+    counted.aggregate()
+
+    assert refused == [True]
 
 
 def test_a_mapping_that_names_another_column_is_told_with_both(counted, simulator):

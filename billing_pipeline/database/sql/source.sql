@@ -10,6 +10,10 @@ SELECT c.relkind::text AS kind, a.attname::text AS name, format_type(a.atttypid,
  WHERE c.oid = to_regclass(%(relation)s)
  ORDER BY a.attnum;
 
+-- name: hold_source
+-- Until the end of the transaction nobody changes its columns or drops its indexes, nor those behind a view.
+LOCK TABLE {source} IN ACCESS SHARE MODE;
+
 -- name: prove_unique_event_ids
 -- PostgreSQL's planner removes this join where, and only where, it can prove that the source holds an event_id at most
 -- once: by a unique index, through a plain view over such a table too, or by the view's own DISTINCT or GROUP BY.
