@@ -97,6 +97,17 @@ def test_every_question_of_a_flush_is_answered_by_the_tables_own_indexes(connect
     assert holds_an_event_once(connection, source)
 
 
+@pytest.mark.parametrize("other", ["'0' || event_id", "event_id || ' '", "upper(event_id) || '.0'"])
+@pytest.mark.parametrize("id_type", IDS)
+def test_an_id_that_is_only_like_one_of_theirs_finds_nothing_and_breaks_nothing(connection, id_type, other):
+    make_events(connection, id_type)
+    connection.execute(f"UPDATE quarantined_events SET event_id = {other}")
+    join = SQL("SELECT count(*) FROM quarantined_events q JOIN {source} s ON {same_event}")
+
+    source = source_of(connection, "public.events", COLUMNS)
+    assert connection.execute(join.format(**source.parts)).fetchone() == (0,)
+
+
 @pytest.mark.parametrize("id_type", IDS)
 def test_an_id_of_ours_finds_its_row_whatever_type_it_has_there(connection, id_type):
     make_events(connection, id_type)
@@ -104,5 +115,14 @@ def test_an_id_of_ours_finds_its_row_whatever_type_it_has_there(connection, id_t
     join = SQL("SELECT count(*), count(DISTINCT s.event_id) FROM quarantined_events q JOIN {source} s ON {same_event}")
 
     assert connection.execute(join.format(**source.parts)).fetchone() == (10, 10)
-    connection.execute("UPDATE quarantined_events SET event_id = '0' || event_id WHERE event_id NOT LIKE 'no%'")
-    assert connection.execute(join.format(**source.parts)).fetchone() == (0, 0)
+
+
+def test_an_enum_as_the_id_is_proved_unique_too(connection):
+    connection.execute(
+        "CREATE TYPE public.\"My ids\" AS ENUM ('a', 'b');"
+        'CREATE TABLE public.few (event_id public."My ids" PRIMARY KEY, organization_id text, event_type text,'
+        " quantity numeric, occurred_at timestamptz, recorded_at timestamptz)"
+    )
+    assert holds_an_event_once(connection, source_of(connection, "public.few"))
+    connection.execute("ALTER TABLE public.few DROP CONSTRAINT few_pkey")
+    assert not holds_an_event_once(connection, source_of(connection, "public.few"))
