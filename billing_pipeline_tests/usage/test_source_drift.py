@@ -8,14 +8,14 @@ import pytest
 from psycopg.errors import LockNotAvailable
 
 from billing_pipeline.database.connection import connect
+from billing_pipeline.database.source import read_again
 from billing_pipeline.errors import ContractBlocked
 from billing_pipeline.orchestration.checks import SOURCE_REASONS
 from billing_pipeline.settings import load_settings
-from billing_pipeline.usage import aggregate
+from billing_pipeline.usage import source_contract
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.contract import Severity, latest_report
 from billing_pipeline.usage.flush import flush
-from billing_pipeline.usage.meter_versions import keep_meter_versions
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 
 CLOSED = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=5)
@@ -187,16 +187,16 @@ def test_drift_after_the_source_was_looked_at_is_refused_behind_the_lock(counted
         counted.aggregate()
 
 
-def test_nobody_changes_the_source_while_it_is_counted(counted, database_url, monkeypatch):
+def test_nobody_changes_the_source_between_the_last_look_and_the_count(counted, database_url, monkeypatch):
     refused = []
 
-    def meanwhile(*args, **kwargs):
+    def meanwhile(*args):
         with connect(database_url) as other, pytest.raises(LockNotAvailable):
             other.execute("SET lock_timeout = '100ms'; ALTER TABLE public.events ALTER amount TYPE float8")
         refused.append(True)
-        return keep_meter_versions(*args, **kwargs)
+        return read_again(*args)
 
-    monkeypatch.setattr(aggregate, "keep_meter_versions", meanwhile)
+    monkeypatch.setattr(source_contract, "read_again", meanwhile)
     counted.aggregate()
 
     assert refused == [True]
