@@ -6,11 +6,11 @@ whatever can still be counted exactly is only told, once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from billing_pipeline.domain.catalogue import Catalogue
-from billing_pipeline.domain.source_columns import NEEDED, unsuitable
+from billing_pipeline.domain.source_columns import unsuitable
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +53,20 @@ class Drift:
     blocks: bool
 
 
-def drift(last: SourceShape, now: SourceShape, *, mapped: Mapping[str, str], catalogue: Catalogue) -> Iterator[Drift]:
-    """Everything that changed since `last`; `mapped` are our names that the settings map, and theirs."""
+def drift(
+    last: SourceShape, now: SourceShape, *, mapped: Mapping[str, str], needed: Set[str], catalogue: Catalogue
+) -> Iterator[Drift]:
+    """Everything that changed since `last`.
+
+    `mapped` are our names that the settings map, and theirs; `needed` are those without which nothing can be counted.
+    """
     if last.kind != now.kind:
         yield Drift("source_kind_changed", f"{last.kind} → {now.kind}", False)
     for old in last.columns:
         new, theirs = now.column(old.name), mapped.get(old.name, old.name)
         if new is None:
-            blocks = old.name in NEEDED or old.name in mapped
-            yield Drift("source_column_missing", f"{_named(old.name, theirs)}: {old.declared} → absent", blocks)
+            absent = f"{_named(old.name, theirs)}: {old.declared} → absent"
+            yield Drift("source_column_missing", absent, old.name in needed)
             continue
         if theirs != old.column:
             yield Drift("source_column_remapped", f"{old.name}: {old.column} → {theirs}", False)

@@ -111,17 +111,23 @@ def _drift(connection: Connection[Any], source: Source, catalogue: Catalogue) ->
     last = last_shape(connection, source.relation)
     if last is None or source.shape is None:
         return
-    found = drift(last, source.shape, mapped=dict(source.columns), catalogue=catalogue)
+    mapped, needed = dict(source.columns), _needed(source)
+    found = drift(last, source.shape, mapped=mapped, needed=needed, catalogue=catalogue)
     by_reason = sorted(found, key=lambda change: (not change.blocks, change.reason))
     for (blocks, reason), changes in groupby(by_reason, key=lambda change: (change.blocks, change.reason)):
         yield SourceFault(reason, tuple(change.detail for change in changes), blocks)
 
 
+def _needed(source: Source) -> set[str]:
+    """Our columns that must be there: what the settings name, a person counts on."""
+    return {*NEEDED, *dict(source.columns)}
+
+
 def _wrong_columns(source: Source) -> Iterator[str]:
-    mapped = dict(source.columns)
+    mapped, needed = dict(source.columns), _needed(source)
     for name, expected in READ_AS.items():
         column, named = source.column(name), f"{name} ({mapped[name]})" if mapped.get(name, name) != name else name
-        if column is None and (name in NEEDED or name in mapped):
+        if column is None and name in needed:
             yield f"{named}: absent, expected {expected}"
         elif column is not None and column.unsuitable:
             yield f"{named}: {column.unsuitable}"
