@@ -19,6 +19,7 @@ from pydantic import AliasChoices, AwareDatetime, Field, SecretStr, ValidationEr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from billing_pipeline.domain.protocol import ProtocolTimes
+from billing_pipeline.domain.source_columns import DEFAULT_RELATION, parse_source_columns
 from billing_pipeline.domain.windows import hour_of
 from billing_pipeline.errors import SettingsError
 
@@ -54,7 +55,8 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(default=None, description="PostgreSQL 15+; unset: embedded")
     dagster_database_url: SecretStr | None = Field(default=None, description="Dagster's own database")
     billing_state_dir: Path = Field(default=Path(".billing"), description="embedded server, simulator, marks")
-    billing_source_relation: str = Field(default="public.billable_events")
+    billing_source_relation: str = Field(default=DEFAULT_RELATION, description="schema.name")
+    billing_source_columns: str = Field(default="", description="our names and theirs: event_id=id, quantity=amount")
     billing_meters_file: Path | None = Field(default=None, description="unset: the packaged catalogue")
     billing_start_at: AwareDatetime | None = Field(default=None, description="first hour billed; unset: all in reach")
     billing_window_grace_seconds: int = Field(default=300, ge=0, le=3600)
@@ -96,6 +98,19 @@ class Settings(BaseSettings):
             raise ValueError("must start with sk_test_, sk_live_, rk_test_ or rk_live_")
         return key
 
+    @field_validator("billing_source_relation")
+    @classmethod
+    def _relation_has_a_schema(cls, relation: str) -> str:
+        if len(parts := relation.split(".")) != 2 or not all(part.strip() for part in parts) or "%" in relation:
+            raise ValueError(f"must be schema.name without a %, such as {DEFAULT_RELATION}")
+        return relation
+
+    @field_validator("billing_source_columns")
+    @classmethod
+    def _columns_are_a_mapping(cls, columns: str) -> str:
+        parse_source_columns(columns)
+        return columns
+
     @field_validator("billing_start_at")
     @classmethod
     def _billing_starts_with_an_hour(cls, start_at: datetime | None) -> datetime | None:
@@ -119,6 +134,11 @@ class Settings(BaseSettings):
             entry_lease=timedelta(seconds=self.billing_entry_lease_seconds),
             request_timeout=timedelta(seconds=self.stripe_timeout_seconds),
         )
+
+    @cached_property
+    def source_columns(self) -> dict[str, str]:
+        """Our names of the source's columns and theirs, where they differ."""
+        return parse_source_columns(self.billing_source_columns)
 
     @cached_property
     def mark_url(self) -> str:

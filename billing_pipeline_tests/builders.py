@@ -11,10 +11,19 @@ from typing import Any
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
+from billing_pipeline.database.source import Source, read_source
+from billing_pipeline.domain.source_columns import DEFAULT_RELATION
+from billing_pipeline.settings import load_settings
+
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 """A quiet hour in the past, the default time of events; tests that reach Stripe pass recent times."""
 
 _numbers = count(1)
+
+
+def source_of(connection: Connection[Any], relation: str = DEFAULT_RELATION, columns: str = "") -> Source:
+    """The source as these settings name it."""
+    return read_source(connection, load_settings(billing_source_relation=relation, billing_source_columns=columns))
 
 
 def billable_event(**overrides: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from psycopg import Connection
 
 from billing_pipeline.domain.catalogue import Catalogue, parse_catalogue
 from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate
-from billing_pipeline_tests.builders import NOON
+from billing_pipeline_tests.builders import NOON, source_of
 
 TOKENS = '[meters.tokens]\nevent_types = ["tokens"]\naggregation = "sum"\n'
 
@@ -33,7 +33,7 @@ class Aggregator:
     def __call__(self, scope: Scope | None = Scope.FULL) -> AggregationReport:
         return aggregate(
             self.connection,
-            source="public.billable_events",
+            source=source_of(self.connection),
             catalogue=self.catalogue,
             start_at=self.start_at,
             overlap=timedelta(minutes=15),

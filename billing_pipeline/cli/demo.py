@@ -104,8 +104,7 @@ def _flush(stack: DemoStack, flow: UsageFlow, console: Console, before: Account)
     with console.status("Dagster runs the job usage_flush ..."):
         run_id = launch_job("usage_flush", port=stack.settings.dagster_port, tags=DEMO_TAGS)
         wait_for_run(run_id, port=stack.settings.dagster_port, seconds_max=RUN_SECONDS_MAX)
-    source = {"source": queries.relation(flow.settings.billing_source_relation)}
-    account = queries.fetch(flow.connection, "ledger_account", Account, parts=source)[0]
+    account = queries.fetch(flow.connection, "ledger_account", Account, parts=flow.read_source().parts)[0]
     console.print(f"   Dagster run {run_id[:8]}, job usage_flush:")
     console.print(
         f"   {account.source_rows:,} events in the source, {account.quarantined} of them in quarantine, "
@@ -186,7 +185,7 @@ def _record(flow: UsageFlow, events: Sequence[SampleEvent]) -> int:
             "occurred_ats": [event.occurred_at for event in events],
             "recorded_ats": [event.recorded_at for event in events],
         },
-        parts={"source": queries.relation(flow.settings.billing_source_relation)},
+        parts={"source": flow.read_source().table},
     )
 
 
@@ -199,5 +198,5 @@ def _correct(flow: UsageFlow, events: Sequence[SampleEvent]) -> None:
             "quantities": [event.quantity for event in events],
             "recorded_ats": [event.recorded_at for event in events],
         },
-        parts={"source": queries.relation(flow.settings.billing_source_relation)},
+        parts={"source": flow.read_source().table},
     )

@@ -26,6 +26,7 @@ from billing_pipeline.database import queries
 from billing_pipeline.database.connection import connect, describe
 from billing_pipeline.database.location import resolve_database_url, sibling, with_database
 from billing_pipeline.database.migrate import migrate, start_over
+from billing_pipeline.domain.source_columns import DEFAULT_RELATION
 from billing_pipeline.errors import UserError
 from billing_pipeline.settings import SIMULATOR_KEY, Settings, load_settings
 
@@ -106,7 +107,9 @@ def _environment(settings: Settings, database_url: str) -> dict[str, str]:
         "DATABASE_URL": database_url,
         "DAGSTER_DATABASE_URL": with_database(database_url, sibling(database_url, "dagster", setting="DATABASE_URL")),
         "BILLING_STATE_DIR": str(state_dir.absolute()),
-        "BILLING_SOURCE_RELATION": "public.billable_events",
+        "BILLING_SOURCE_RELATION": DEFAULT_RELATION,
+        # Not empty, which a .env file could fill: it maps nothing.
+        "BILLING_SOURCE_COLUMNS": "event_id=event_id",
         "BILLING_METERS_FILE": str(packaged),
         # The sample ends with the last full hour, so that every window of it has closed.
         "BILLING_WINDOW_GRACE_SECONDS": "0",
@@ -141,7 +144,7 @@ def _empty_database(settings: Settings, *, fresh: bool) -> str:
         url = with_database(url, sibling(url, "demo", setting="DATABASE_URL"))
     migrate(url, create_source=True)
     with connect(url) as connection:
-        source = {"source": queries.relation("public.billable_events")}
+        source = {"source": queries.relation(DEFAULT_RELATION)}
         foreign = queries.fetch_dicts(connection, "foreign_rows", parts=source)[0]["rows"]
     if foreign and not fresh:
         raise UserError(

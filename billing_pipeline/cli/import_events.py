@@ -67,7 +67,7 @@ def import_events_command(
     from billing_pipeline.database.connection import connect
     from billing_pipeline.settings import load_settings
     from billing_pipeline.usage.catalogue import load_catalogue
-    from billing_pipeline.usage.import_events import import_events
+    from billing_pipeline.usage.import_events import import_events, own_source
     from billing_pipeline.usage.import_mapping import load_mapping
 
     options = {
@@ -85,6 +85,7 @@ def import_events_command(
     columns = load_mapping(mapping, given)
     end_at = instant("--shift-to-end-at", shift_to_end_at) if shift_to_end_at else None
     settings = load_settings()
+    relation = own_source(settings)
     unknown = sorted(_event_types(file, columns) - load_catalogue(settings).known_event_types)
 
     with _progress_bar() as progress, connect(ready_database(settings)) as connection:
@@ -92,7 +93,7 @@ def import_events_command(
             connection,
             file,
             columns,
-            relation=settings.billing_source_relation,
+            relation=relation,
             shift_to_end_at=end_at,
             skip_conflicts=skip_conflicts,
             progress=progress,

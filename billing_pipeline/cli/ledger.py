@@ -58,7 +58,7 @@ def status() -> None:
     from billing_pipeline.usage.hold import held_windows
     from billing_pipeline.usage.seal import owed_after_seal
 
-    with open_ledger() as flow:
+    with open_ledger(only_reads=True) as flow:
         identities = queries.fetch(flow.connection, "read_identity", Identity)
         owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]
         times = flow.settings.protocol_times

@@ -46,8 +46,7 @@ def create_customers_command() -> None:
     from billing_pipeline.stripe_api.customers import create_customers
 
     with open_local_flow() as flow:
-        source = {"source": queries.relation(flow.settings.billing_source_relation)}
-        rows = queries.fetch_dicts(flow.connection, "organizations_without_customer", parts=source)
+        rows = queries.fetch_dicts(flow.connection, "organizations_without_customer", parts=flow.read_source().parts)
         customers = create_customers(flow.stripe, flow.settings, [row["organization_id"] for row in rows])
         params = {"organization_ids": list(customers), "customers": list(customers.values())}
         queries.execute(flow.connection, "map_customers", params)
@@ -129,7 +128,7 @@ def reconcile() -> None:
 
     from billing_pipeline.reconciliation.reconcile import reconcile as compare
 
-    with open_ledger() as flow:
+    with open_ledger(only_reads=True) as flow:
         report = compare(flow.connection, settings=flow.settings, now=flow.clock())
     if not report.sides:
         typer.echo("There is nothing to compare yet: no usage in the source, none in the ledger.")
@@ -172,14 +171,14 @@ def open_local_flow() -> Iterator[UsageFlow]:
 
 
 @contextmanager
-def open_ledger() -> Iterator[UsageFlow]:
-    """The same for what asks the database only: it works while Stripe does not answer."""
+def open_ledger(*, only_reads: bool = False) -> Iterator[UsageFlow]:
+    """The same for what asks the database only: it works while Stripe does not answer, and to read on a standby."""
     from billing_pipeline.cli.local_stack import ready_database
     from billing_pipeline.settings import load_settings
     from billing_pipeline.usage.flush import open_flow
 
     settings = load_settings()
-    with open_flow(settings, ready_database(settings), holder=own_name()) as flow:
+    with open_flow(settings, ready_database(settings), holder=own_name(), only_reads=only_reads) as flow:
         yield flow
 
 
@@ -195,6 +194,10 @@ def _print_flush(report: FlushReport) -> None:
     if report.contract is not None:
         faults = ", ".join(f"{fault.reason} {fault.count:,}" for fault in report.contract.faults) or "none"
         typer.echo(f"Contract:  {report.contract.rows_read:,} rows read, faults: {faults}")
+        for fault in report.contract.faults:
+            # Of the source itself: what changed, or what to run.
+            for detail in fault.samples if fault.reason.startswith("source_") else ():
+                typer.echo(f"           {fault.reason}: {detail}")
     typer.echo(
         f"Windows:   {report.aggregation.windows_computed:,} computed ({report.aggregation.scope}), "
         f"{report.aggregation.windows_changed:,} changed"

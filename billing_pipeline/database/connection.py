@@ -38,7 +38,8 @@ LOGIN_MENDS = {
 MENDS = {
     "42P01": "Create it as docs/getting-started.md shows, or name your own in BILLING_SOURCE_RELATION; what belongs to "
     f"the schema {SCHEMA} comes from `billing-pipeline migrate`.",
-    "42703": "The columns that a source needs are in docs/getting-started.md; a view can supply them.",
+    "42703": "The columns that a source needs are in docs/getting-started.md; BILLING_SOURCE_COLUMNS or a view can "
+    "supply them.",
     "42501": f"Grant the login SELECT on the source and let it own the schema {SCHEMA}, or use another login.",
 }
 """By SQLSTATE: undefined_table, undefined_column and insufficient_privilege are for a person to mend."""

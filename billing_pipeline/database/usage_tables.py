@@ -47,6 +47,15 @@ billable_events = Table(
 )
 
 
+source_shapes = Table(
+    "source_shapes",
+    metadata,
+    Column("relation", Text, primary_key=True, comment="as BILLING_SOURCE_RELATION names it"),
+    Column("kind", Text, nullable=False, comment="table, view, ..."),
+    Column("columns", JSONB, nullable=False, comment="those we read: our name, theirs, type, enum labels"),
+    Column("changed_at", Instant, nullable=False, comment="the validation that first saw it so"),
+)
+
 customer_mappings = Table(
     "customer_mappings",
     metadata,

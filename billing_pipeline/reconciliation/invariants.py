@@ -16,6 +16,7 @@ from psycopg.sql import Composable, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.properties import property_parts
+from billing_pipeline.database.source import read_source
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.domain.windows import HOUR
 from billing_pipeline.settings import Settings
@@ -86,11 +87,14 @@ def _parts(
         return None
     overlap = timedelta(seconds=settings.billing_cutoff_overlap_seconds)
     last = queries.fetch_dicts(connection, "latest_aggregation")[0]["cutoff_at"]
-    return property_parts(connection) | {
-        "source": queries.relation(settings.billing_source_relation),
-        # The oldest hour may have left the reach since it was counted.
-        "reach_start": Literal(reach_start(now) + HOUR),
-        "reach_end": Literal(reach_end(last or now)),
-        # Rows recorded since the last aggregation, or about then, are not counted yet.
-        "counted_before": Literal((last or now) - overlap),
-    }
+    return (
+        property_parts(connection)
+        | read_source(connection, settings).parts
+        | {
+            # The oldest hour may have left the reach since it was counted.
+            "reach_start": Literal(reach_start(now) + HOUR),
+            "reach_end": Literal(reach_end(last or now)),
+            # Rows recorded since the last aggregation, or about then, are not counted yet.
+            "counted_before": Literal((last or now) - overlap),
+        }
+    )

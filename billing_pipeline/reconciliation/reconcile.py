@@ -17,6 +17,7 @@ from psycopg.sql import SQL, Composable, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.properties import kinds_of_counting, property_parts
+from billing_pipeline.database.source import read_source
 from billing_pipeline.domain.differences import Difference, HourShown, Sides, differences, with_hours
 from billing_pipeline.domain.reach import month_of, reach_end, reach_start
 from billing_pipeline.settings import Settings
@@ -41,8 +42,7 @@ def reconcile(connection: Connection[Any], *, settings: Settings, now: datetime)
     What counts in which hour is what aggregation recorded; before the first one there is nothing to compare.
     """
     grace = timedelta(seconds=settings.billing_window_grace_seconds)
-    parts: dict[str, Composable] = {
-        "source": queries.relation(settings.billing_source_relation),
+    parts: dict[str, Composable] = read_source(connection, settings).parts | {
         "month_start": Literal(month_of(reach_start(now))),
         "reach_start": Literal(reach_start(now)),
         "reach_end": Literal(reach_end(now)),

@@ -18,12 +18,14 @@ from psycopg.sql import Composable, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.properties import kinds_of_counting, property_parts
+from billing_pipeline.database.source import Source
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.usage.contract import CONTRACT_VERSION
 from billing_pipeline.usage.meter_versions import keep_meter_versions
 from billing_pipeline.usage.period_levels import counts, state_period_levels
+from billing_pipeline.usage.source_contract import hold_countable
 
 FULL_EVERY = timedelta(hours=24)
 
@@ -50,7 +52,7 @@ class AggregationReport:
 def aggregate(
     connection: Connection[Any],
     *,
-    source: str,
+    source: Source,
     catalogue: Catalogue,
     start_at: datetime | None,
     overlap: timedelta,
@@ -61,7 +63,8 @@ def aggregate(
 
     `start_at` is the first hour that is billed at all, asked when a ledger begins; None is everything Stripe takes.
     `overlap` reaches back behind the last cutoff for transactions that commit late.
-    Raises `DatabaseUnavailable` when concurrent writers keep it from finishing.
+    Raises `ContractBlocked` for a source that cannot be counted, and `DatabaseUnavailable` when concurrent writers keep
+    it from finishing.
     """
     return in_transaction(
         connection,
@@ -85,15 +88,16 @@ def next_scope(connection: Connection[Any], now: datetime) -> Scope:
 
 def _aggregate_once(
     connection: Connection[Any],
-    source: str,
+    source: Source,
     catalogue: Catalogue,
     start_at: datetime | None,
     overlap: timedelta,
     clock: Callable[[], datetime],
     scope: Scope | None,
 ) -> AggregationReport:
-    # Before anything is read: the snapshot begins behind the lock, and the cutoff behind the snapshot.
+    # Before anything is read: the snapshot begins behind the locks, and the cutoff behind the snapshot.
     queries.execute(connection, "lock_aggregations")
+    source = hold_countable(connection, source, catalogue)
     queries.execute(connection, "use_working_memory")
     cutoff_at = clock()
     scope = scope or next_scope(connection, cutoff_at)
@@ -109,17 +113,20 @@ def _aggregate_once(
 
 
 def _count(
-    connection: Connection[Any], source: str, scope: Scope, since: datetime | None, cutoff_at: datetime
+    connection: Connection[Any], source: Source, scope: Scope, since: datetime | None, cutoff_at: datetime
 ) -> datetime | None:
     """Fill `touched_hours` and `counted_windows`; returns the first touched hour."""
-    parts: dict[str, Composable] = {
-        "source": queries.relation(source),
-        "since": Literal(since),
-        "reach_start": Literal(reach_start(cutoff_at)),
-        "reach_end": Literal(reach_end(cutoff_at)),
-        "first_hour": Literal(reach_start(cutoff_at)),
-        "not_added_up": queries.part("not_added_up"),
-    } | property_parts(connection)
+    parts: dict[str, Composable] = (
+        source.parts
+        | {
+            "since": Literal(since),
+            "reach_start": Literal(reach_start(cutoff_at)),
+            "reach_end": Literal(reach_end(cutoff_at)),
+            "first_hour": Literal(reach_start(cutoff_at)),
+            "not_added_up": queries.part("not_added_up"),
+        }
+        | property_parts(connection)
+    )
     parts["fault"] = queries.part("fault_of_row").format(**parts)
     if scope is Scope.FULL:
         parts["rows"] = queries.part("rows_of_all_hours").format(**parts)

@@ -17,6 +17,7 @@ from psycopg import Connection
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.source import Source
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_start
 from billing_pipeline.domain.windows import hour_of
@@ -30,7 +31,8 @@ from billing_pipeline.usage.row_contract import (
     row_schema,
     storable_times,
 )
-from billing_pipeline.usage.source_contract import source_fault
+from billing_pipeline.usage.source_contract import SourceFault, remember_shape, source_faults
+from billing_pipeline.usage.source_layout import missing_indexes
 
 CONTRACT_VERSION = "1"
 SAMPLES_MAX = 5
@@ -77,7 +79,7 @@ def validate_contract(
     connection: Connection[Any],
     database_url: str,
     *,
-    source: str,
+    source: Source,
     catalogue: Catalogue,
     since: datetime | None,
     lookback: timedelta,
@@ -89,10 +91,11 @@ def validate_contract(
     Reads `source` only; writes `quarantined_events` and `contract_runs`.
     A source that cannot be counted is reported and not read.
     """
-    if wrong := source_fault(connection, source):
-        reason, details = wrong
-        fault = Fault(reason, Severity.TABLE, len(details), details)
-        return _store(connection, ContractReport(0, now, (fault,)), catalogue, now)
+    of_source = source_faults(connection, source, catalogue)
+    faults = [_told(fault) for fault in of_source]
+    if any(fault.blocks for fault in of_source):
+        return _store(connection, ContractReport(0, now, tuple(faults)), catalogue, now)
+    remember_shape(connection, source, now=now)
     schema = row_schema(catalogue)
     lookback_start = min(hour_of(now - lookback), reach_start(now))
     chunks = read_chunks(
@@ -122,10 +125,12 @@ def validate_contract(
             "known_event_types": sorted(catalogue.known_event_types),
             "summed_event_types": sorted(catalogue.summed_event_types),
         },
-        parts={"source": queries.relation(source), "property_missing": property_missing(catalogue)},
+        parts=source.parts | {"property_missing": property_missing(catalogue)},
     )
-    faults = [Fault(reason, Severity.ROW, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
+    faults += [Fault(reason, Severity.ROW, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
     faults += _notices(connection, source, now - lookback)
+    if missing := [str(index) for index in missing_indexes(connection, source, since=lookback_start)]:
+        faults.append(Fault("source_index_missing", Severity.NOTICE, len(missing), tuple(missing[:SAMPLES_MAX])))
     return _store(connection, ContractReport(rows_read, now, tuple(faults)), catalogue, now)
 
 
@@ -176,11 +181,14 @@ def _counted(found: tuple[int, list[str]]) -> tuple[int, tuple[str, ...]]:
     return count, tuple(str(sample) for sample in samples)
 
 
-def _notices(connection: Connection[Any], source: str, lookback_start: datetime) -> list[Fault]:
+def _told(fault: SourceFault) -> Fault:
+    return Fault(fault.reason, Severity.TABLE if fault.blocks else Severity.NOTICE, len(fault.details), fault.details)
+
+
+def _notices(connection: Connection[Any], source: Source, lookback_start: datetime) -> list[Fault]:
     notices = []
-    has_rows = queries.fetch_dicts(
-        connection, "source_has_rows_since", {"since": lookback_start}, parts={"source": queries.relation(source)}
-    )[0]["found"]
+    since = {"since": lookback_start}
+    has_rows = queries.fetch_dicts(connection, "source_has_rows_since", since, parts=source.parts)[0]["found"]
     if not has_rows:
         notices.append(Fault("lookback_empty", Severity.TABLE, 1))
     unmapped = queries.fetch_dicts(connection, "unmapped_organizations")

@@ -17,7 +17,9 @@ from psycopg import Connection
 
 from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.database.connection import connect
+from billing_pipeline.database.primary import require_primary
 from billing_pipeline.database.schema_version import require_current_schema
+from billing_pipeline.database.source import Source, read_source
 from billing_pipeline.domain.reach import reach_start
 from billing_pipeline.settings import Level, Settings
 from billing_pipeline.stripe_api.catalogue import StripeMeter, canary_customer, read_meters, require_meters
@@ -38,7 +40,6 @@ from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
 from billing_pipeline.usage.periods import PeriodsReport, sync_periods
 from billing_pipeline.usage.send import MeterSink
-from billing_pipeline.usage.source_contract import require_countable
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, batch_size, send_canaries, submit
 
 
@@ -91,6 +92,10 @@ class UsageFlow:
         """Stripe's meters by event name, read once per flow."""
         return read_meters(self.stripe, self.settings)
 
+    def read_source(self) -> Source:
+        """The source as it is now; each stage asks anew, because it may change in between."""
+        return read_source(self.connection, self.settings)
+
     def validate_contract(self, scope: Scope | None = None) -> ContractReport:
         """Stage 1, over the rows recorded since the last aggregation, or the whole lookback where FULL is due."""
         self.take_lease()
@@ -100,7 +105,7 @@ class UsageFlow:
         return validate_contract(
             self.connection,
             self._database_url,
-            source=self.settings.billing_source_relation,
+            source=self.read_source(),
             catalogue=self.catalogue,
             since=since,
             lookback=self._lookback,
@@ -126,10 +131,9 @@ class UsageFlow:
     def aggregate(self, scope: Scope | None = None) -> AggregationReport:
         """Stage 2.  Raises `ContractBlocked` for a source that cannot be counted, whatever the settings say."""
         self.take_lease()
-        require_countable(self.connection, self.settings.billing_source_relation)
         return aggregate(
             self.connection,
-            source=self.settings.billing_source_relation,
+            source=self.read_source(),
             catalogue=self.catalogue,
             start_at=self.settings.billing_start_at,
             overlap=timedelta(seconds=self.settings.billing_cutoff_overlap_seconds),
@@ -256,12 +260,15 @@ class UsageFlow:
 
 
 @contextmanager
-def open_flow(settings: Settings, database_url: str, *, holder: str) -> Iterator[UsageFlow]:
+def open_flow(settings: Settings, database_url: str, *, holder: str, only_reads: bool = False) -> Iterator[UsageFlow]:
     """A flow over a connection of its own; `holder` names who flushes, in the lease.
 
-    Raises `UserError` for a database with another version's schema.
+    Raises `UserError` for a database with another version's schema, and `DatabaseUnavailable` for a standby unless the
+    caller `only_reads`.
     """
     with connect(database_url) as connection:
+        if not only_reads:
+            require_primary(connection, database_url)
         require_current_schema(connection)
         yield UsageFlow(connection, database_url, settings, holder=holder)
 

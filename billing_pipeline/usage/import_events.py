@@ -25,7 +25,9 @@ from psycopg.sql import Composable
 from pyarrow import csv
 
 from billing_pipeline.database import queries
+from billing_pipeline.domain.source_columns import DEFAULT_RELATION
 from billing_pipeline.errors import ImportRefused
+from billing_pipeline.settings import Settings
 from billing_pipeline.usage.import_columns import billable_events
 from billing_pipeline.usage.import_file import check_file, id_prefix, read_batches
 from billing_pipeline.usage.import_mapping import ImportMapping
@@ -55,6 +57,21 @@ class ImportResult:
 class _Conflicts:
     events: int
     event_ids: list[str]
+
+
+def own_source(settings: Settings) -> str:
+    """The one relation that files are imported into.  Raises `ImportRefused` where the settings name another source."""
+    others = []
+    if settings.billing_source_relation != DEFAULT_RELATION:
+        others.append(f"BILLING_SOURCE_RELATION names {settings.billing_source_relation}")
+    if any(ours != theirs for ours, theirs in settings.source_columns.items()):
+        others.append("BILLING_SOURCE_COLUMNS maps columns")
+    if others:
+        raise ImportRefused(
+            f"Files are imported into {DEFAULT_RELATION} with its own columns only, but {' and '.join(others)}: a "
+            "source of yours is only read. Nothing was imported; have your product write it, or unset that."
+        )
+    return DEFAULT_RELATION
 
 
 def import_events(

@@ -21,6 +21,7 @@ from psycopg.sql import SQL, Composable, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.arrow import ahead, read_batches
+from billing_pipeline.database.source import Source
 from billing_pipeline.domain.catalogue import Catalogue
 
 FUTURE_MAX = timedelta(minutes=5)  # Stripe: a meter event may lie at most 5 minutes ahead
@@ -66,7 +67,7 @@ ROW_RULES = (
 def read_chunks(
     connection: Connection[Any],
     database_url: str,
-    source: str,
+    source: Source,
     catalogue: Catalogue,
     *,
     recorded_since: datetime,
@@ -77,7 +78,7 @@ def read_chunks(
     Raises `DatabaseUnavailable` when the source cannot be read to its end.
     """
     statement = SQL(queries.statements()["read_for_contract"]).format(
-        source=queries.relation(source),
+        source=source.sql,
         recorded_since=Literal(recorded_since),
         occurred_since=Literal(occurred_since or "infinity"),
         property_missing=property_missing(catalogue),

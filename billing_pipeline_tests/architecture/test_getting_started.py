@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 
+import billing_pipeline
 from billing_pipeline import errors
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.database.connection import connect
 from billing_pipeline.database.migrate import migrate
 from billing_pipeline.domain.catalogue import parse_catalogue
+from billing_pipeline.domain.source_columns import NEEDED, READ_AS, parse_source_columns, unsuitable
+from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.import_mapping import ImportMapping, load_mapping
+from billing_pipeline.usage.source_contract import holds_an_event_once
+from billing_pipeline_tests.builders import source_of
 
 TEXT = (Path(__file__).parents[2] / "docs/getting-started.md").read_text(encoding="utf-8")
 
@@ -41,6 +46,43 @@ def test_its_source_is_the_one_of_the_embedded_database(database_url, empty_data
 
     assert columns_of(empty_database_url) == columns_of(database_url)
     assert all(f"| `{column}` | `" in TEXT for column, *_ in columns_of(database_url))
+
+
+def test_its_mapping_of_columns_is_one():
+    settings = dict(line.split("=", 1) for line in blocks("sh")[0].splitlines())
+
+    assert set(parse_source_columns(settings["BILLING_SOURCE_COLUMNS"])) == set(NEEDED)
+    assert load_settings(billing_source_relation=settings["BILLING_SOURCE_RELATION"])
+
+
+@pytest.mark.parametrize("expected", ["text", "numeric", "jsonb"])
+def test_the_types_it_names_are_those_that_are_read(expected):
+    spoken = {"varchar": "character varying", "char": "character"}
+    name = next(name for name, read_as in READ_AS.items() if read_as == expected)
+    named = re.findall(r"`(\w+)`", re.search(rf"^\| `{expected}` \| (.*) \|$", TEXT, re.MULTILINE)[1])
+
+    assert [t for t in named if unsuitable(name, "x", spoken.get(t, t), is_enum=False)] == []
+
+
+def test_its_view_of_a_table_partitioned_by_time_is_counted(connection):
+    view = re.search(r"CREATE VIEW public.billing_source.*?;", TEXT, re.DOTALL)[0]
+    connection.execute(
+        "CREATE SCHEMA app;"
+        "CREATE TABLE app.monthly_events (LIKE public.billable_events, PRIMARY KEY (event_id, occurred_at))"
+        " PARTITION BY RANGE (occurred_at)"
+    )
+    connection.execute(sql.SQL(view))
+
+    assert not holds_an_event_once(connection, source_of(connection, "app.monthly_events"))
+    assert holds_an_event_once(connection, source_of(connection, "public.billing_source"))
+
+
+def test_every_reason_about_the_source_is_explained():
+    package = Path(billing_pipeline.__file__).parent
+    code = "".join((package / name).read_text() for name in ("usage/source_contract.py", "domain/source_shape.py"))
+    reasons = set(re.findall(r'"(source_\w+|event_id_not_unique)"', code)) - {"source_columns"}
+
+    assert {reason for reason in reasons if f"`{reason}`" not in TEXT} == set()
 
 
 def test_its_catalogue_is_one():

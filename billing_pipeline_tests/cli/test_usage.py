@@ -56,6 +56,25 @@ def test_a_flush_says_what_is_owed_and_that_shadow_sends_nothing(stack, connecti
     assert "billing-pipeline create-customers`" in out
 
 
+def test_a_flush_of_an_existing_table_says_which_indexes_it_lacks(stack, connection):
+    connection.execute(
+        "CREATE TABLE public.events (id uuid PRIMARY KEY, account_id int, kind text, amount int, at timestamptz);"
+        "INSERT INTO public.events VALUES (gen_random_uuid(), 7, 'prompt_tokens', 5, now() - interval '3 hours')"
+    )
+    columns = (
+        "event_id=id, organization_id=account_id, event_type=kind, quantity=amount, occurred_at=at, recorded_at=at"
+    )
+    source = {"BILLING_SOURCE_RELATION": "public.events", "BILLING_SOURCE_COLUMNS": columns}
+    assert billing_pipeline("stripe-setup", **stack)[0] == 0
+
+    code, out, err = billing_pipeline("flush-now", **stack, **source, ENABLE_BILLING="true", BILLING_MODE="shadow")
+
+    assert code == 0, err
+    assert "Contract:  1 rows read, faults: source_index_missing 1\n" in out
+    assert 'source_index_missing: occurred_at: CREATE INDEX CONCURRENTLY ON "public"."events" ("at")\n' in out
+    assert "5 units wait, because organizations have no Stripe customer: 7." in out
+
+
 def test_the_ledgers_status_needs_no_stripe_and_no_flush_before_it(tmp_path, database_url):
     where = {"folder": tmp_path, "DATABASE_URL": database_url, "STRIPE_API_BASE": "http://127.0.0.1:1"}
     code, out, err = billing_pipeline("ledger", "status", **where)

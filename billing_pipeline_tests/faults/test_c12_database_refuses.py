@@ -33,7 +33,7 @@ def test_c12_a_read_only_database_sends_nothing_and_says_what_to_do(world):
     _, err = worker.communicate(timeout=60)
 
     assert worker.returncode == 1
-    assert "takes no writes: it is a standby, or set to read-only" in err
+    assert "takes no writes: default_transaction_read_only is on" in err
     assert "Traceback" not in err
     require_nothing_was_sent(world)
     world.flow.connection.execute(SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(name))

@@ -287,7 +287,7 @@ def test_a_seal_waits_for_an_aggregation_under_way(flow, bill, closed, database_
         use(flow, closed, 3)
         aggregate(
             other,
-            source="public.billable_events",
+            source=flow.read_source(),
             catalogue=flow.catalogue,
             start_at=None,
             overlap=HOUR,

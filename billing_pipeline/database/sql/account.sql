@@ -1,6 +1,6 @@
 -- name: ledger_account
 -- The whole ledger in one row, for people: what was read, what became of it.
-SELECT (SELECT count(*) FROM {source}) AS source_rows,
+SELECT (SELECT count(*) FROM {source} s) AS source_rows,
        (SELECT count(*) FROM quarantined_events WHERE mended_at IS NULL) AS quarantined,
        (SELECT count(*) FROM usage_windows WHERE event_count > 0) AS windows,
        count(*) AS entries,

@@ -66,13 +66,13 @@ EXISTS (SELECT FROM meter_versions n
 -- rows leave no trace here; the daily full scope finds them.
 CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
 SELECT organization_id, date_trunc('hour', occurred_at, 'UTC') AS hour_at
-  FROM {source}
+  FROM {source} s
  WHERE recorded_at >= {since} AND occurred_at >= {reach_start} AND occurred_at < {reach_end}
    AND organization_id IS NOT NULL
 UNION
 SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC')
   FROM quarantined_events q
-  JOIN {source} s ON s.event_id = q.event_id
+  JOIN {source} s ON {same_event}
  WHERE q.mended_at >= {since} AND s.occurred_at >= {reach_start} AND s.occurred_at < {reach_end}
    AND s.organization_id IS NOT NULL
 UNION

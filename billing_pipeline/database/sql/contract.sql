@@ -1,29 +1,3 @@
--- name: source_columns
--- What the source relation really has; an empty answer means that it does not exist or is not visible.
-SELECT attname AS name, format_type(atttypid, NULL) AS type
-  FROM pg_attribute
- WHERE attrelid = to_regclass(%(relation)s) AND attnum > 0 AND NOT attisdropped
- ORDER BY attnum;
-
--- name: prove_unique_event_ids
--- PostgreSQL's planner removes this join where, and only where, it can prove that the source holds an event_id at most
--- once: by a unique index, through a plain view over such a table too, or by the view's own DISTINCT or GROUP BY.
--- A plan with only one node is the proof; the statement is never run.
-EXPLAIN (FORMAT JSON, COSTS OFF)
-SELECT asked.event_id
-  FROM unnest('{{a,b}}'::text[]) AS asked (event_id)
-  LEFT JOIN {source} s ON s.event_id = asked.event_id;
-
--- name: partitioned_with_unique_event_ids
--- Before PostgreSQL 16 the planner proves nothing about a partitioned table; its own unique index does.
-SELECT EXISTS (
-    SELECT FROM pg_class c
-      JOIN pg_index i ON i.indrelid = c.oid
-      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
-     WHERE c.oid = to_regclass(%(relation)s) AND c.relkind = 'p'
-       AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
-       AND i.indpred IS NULL AND i.indexprs IS NULL AND a.attname = 'event_id') AS proven;
-
 -- name: read_for_contract
 -- Read by ADBC as Arrow.  The quantity travels as text, because a float would not be the number that is billed.  Times
 -- travel as they are, at 8 bytes each; those that Python cannot hold become the first one beyond what it can, so that
@@ -48,7 +22,7 @@ EXISTS (SELECT FROM jsonb_to_recordset({needed_properties}::jsonb) AS n (event_t
          WHERE n.event_type = s.event_type AND coalesce(s.properties ->> n.property, '') = '')
 
 -- name: source_has_rows_since
-SELECT EXISTS (SELECT FROM {source} WHERE occurred_at >= %(since)s) AS found;
+SELECT EXISTS (SELECT FROM {source} s WHERE occurred_at >= %(since)s) AS found;
 
 -- name: unmapped_organizations
 -- Organizations with usage that no Stripe customer can take: owed, and shown as such.
@@ -80,7 +54,7 @@ UPDATE quarantined_events q
  WHERE q.mended_at IS NULL
    AND NOT EXISTS (
        SELECT FROM {source} s
-        WHERE s.event_id = q.event_id
+        WHERE {same_event}
           AND (contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
                               s.event_type = ANY (%(summed_event_types)s::text[]), {property_missing}) IS NOT NULL
                OR s.event_type <> ALL (%(known_event_types)s::text[])));

@@ -16,6 +16,9 @@ SELECT system_identifier::text AS system_id,
             ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END::text AS timeline
   FROM pg_control_system(), pg_control_checkpoint();
 
+-- name: what_keeps_from_writing
+SELECT pg_is_in_recovery() AS in_recovery, current_setting('default_transaction_read_only')::boolean AS read_only;
+
 -- name: durability_settings
 SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name;
 

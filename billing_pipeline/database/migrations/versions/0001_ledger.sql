@@ -19,6 +19,18 @@ CREATE INDEX lanes_read_at_idx ON billing_pipeline.lanes (read_at);
 COMMENT ON COLUMN billing_pipeline.lanes.latest_slot_at IS 'an idle lane leaves the reach, and is read no more';
 COMMENT ON COLUMN billing_pipeline.lanes.read_at IS 'when all its days in reach were last compared with Stripe';
 
+CREATE TABLE billing_pipeline.source_shapes (
+    relation TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    columns JSONB NOT NULL,
+    changed_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT source_shapes_pkey PRIMARY KEY (relation)
+);
+COMMENT ON COLUMN billing_pipeline.source_shapes.relation IS 'as BILLING_SOURCE_RELATION names it';
+COMMENT ON COLUMN billing_pipeline.source_shapes.kind IS 'table, view, ...';
+COMMENT ON COLUMN billing_pipeline.source_shapes.columns IS 'those we read: our name, theirs, type, enum labels';
+COMMENT ON COLUMN billing_pipeline.source_shapes.changed_at IS 'the validation that first saw it so';
+
 CREATE TABLE billing_pipeline.customer_mappings (
     mapping_id BIGINT GENERATED ALWAYS AS IDENTITY,
     organization_id TEXT NOT NULL,
