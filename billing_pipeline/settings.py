@@ -142,13 +142,13 @@ class Settings(BaseSettings):
             request_timeout=timedelta(seconds=self.stripe_timeout_seconds),
         )
 
-    @cached_property
+    @property
     def required_event_types(self) -> tuple[str, ...]:
         """Event types without which the contract fails; the switch for zeitgeist is one more name in the list."""
         zeitgeist = (ZEITGEIST,) if self.stripe_billing_contract_require_zeitgeist else ()
         return tuple(dict.fromkeys((*self.stripe_billing_contract_required_event_types, *zeitgeist)))
 
-    @cached_property
+    @property
     def volume_factors(self) -> VolumeFactors:
         """How many times its median a meter's volume, or its units, may become."""
         return VolumeFactors(self.stripe_billing_contract_volume_factor, self.stripe_billing_contract_units_factor)

@@ -15,12 +15,24 @@ from typing import TypeVar
 HISTORY_DAYS = 28
 HISTORY_DAYS_MIN = 7
 """A younger meter is not judged."""
-STEADY_FACTOR = 3
-"""Units are judged only while the number of events is within this factor of the median; else volume is what changed."""
-EVENTS_MIN_DAY = 10
-EVENTS_MIN_HOUR = 100
-"""Of fewer events one large one would pass for a change of units."""
-HOURS_PER_DAY = 24
+SMALLEST_PLACES = 12
+"""Decimals of the smallest quantity that the contract takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """How a day or an hour is judged by days."""
+
+    name: str
+    per_day: int
+    events_min: int
+    """Of fewer events one large one would pass for a change of units."""
+    steady: int
+    """Units are judged only while the number of events is within this factor of the median: else that has changed."""
+
+
+DAY_SPAN = Span("day", per_day=1, events_min=10, steady=3)
+HOUR_SPAN = Span("hour", per_day=24, events_min=100, steady=10)  # nights and peaks are no news
 
 Number = TypeVar("Number", int, Decimal, Fraction)
 
@@ -69,7 +81,7 @@ class VolumeChange:
     found: Fraction
 
     def __str__(self) -> str:
-        at = f"{self.starts_at:%Y-%m-%d}" if self.span == "day" else f"{self.starts_at:%Y-%m-%d %H:%M}"
+        at = f"{self.starts_at:%Y-%m-%d}" if self.span == DAY_SPAN.name else f"{self.starts_at:%Y-%m-%d %H:%M}"
         what = " per event" if self.reason == "units_jumped" else ""
         return (
             f"{self.meter}, {self.span} {at} UTC: {_told(self.found)}{what}, usually {_told(self.usual)}{self._times}"
@@ -91,8 +103,8 @@ def volume_changes(meter: MeterVolume, factors: VolumeFactors) -> list[VolumeCha
     *history, day = meter.days
     changes = [_volume_change(meter.meter, history, day, factors.volume)]
     changes.append(
-        _unit_change(meter.meter, history, meter.hour, factors.units, "hour")
-        or _unit_change(meter.meter, history, day, factors.units, "day")
+        _unit_change(meter.meter, history, meter.hour, factors.units, HOUR_SPAN)
+        or _unit_change(meter.meter, history, day, factors.units, DAY_SPAN)
     )
     return [change for change in changes if change is not None]
 
@@ -113,22 +125,19 @@ def _volume_change(meter: str, history: list[Volume], day: Volume, factor: int) 
         reason = {-1: "volume_dropped", 0: None, 1: "volume_jumped"}[_side(quantities, day.quantity, factor)]
     if reason is None:
         return None
-    return VolumeChange(reason, meter, day.starts_at, "day", Fraction(usual), Fraction(day.quantity))
+    return VolumeChange(reason, meter, day.starts_at, DAY_SPAN.name, Fraction(usual), Fraction(day.quantity))
 
 
-def _unit_change(meter: str, history: list[Volume], now: Volume, factor: int, span: str) -> VolumeChange | None:
-    per_day, at_least = (HOURS_PER_DAY, EVENTS_MIN_HOUR) if span == "hour" else (1, EVENTS_MIN_DAY)
-    means = [day.mean for day in history if day.events >= EVENTS_MIN_DAY]
-    if len(means) < HISTORY_DAYS_MIN or now.events < at_least:
+def _unit_change(meter: str, history: list[Volume], now: Volume, factor: int, span: Span) -> VolumeChange | None:
+    means = [day.mean for day in history if day.events >= DAY_SPAN.events_min]
+    if len(means) < HISTORY_DAYS_MIN or now.events < span.events_min:
         return None
-    usual_events = percentile([day.events for day in history], 50)
-    is_steady = now.events * per_day <= usual_events * STEADY_FACTOR and (
-        usual_events <= now.events * per_day * STEADY_FACTOR
-    )
+    events, usual_events = now.events * span.per_day, percentile([day.events for day in history], 50)
+    is_steady = events <= usual_events * span.steady and usual_events <= events * span.steady
     usual = percentile(means, 50)
     if not is_steady or usual == 0 or _side(means, now.mean, factor) == 0:
         return None
-    return VolumeChange("units_jumped", meter, now.starts_at, span, usual, now.mean)
+    return VolumeChange("units_jumped", meter, now.starts_at, span.name, usual, now.mean)
 
 
 def _side(history: list[Number], found: Number, factor: int) -> int:
@@ -142,9 +151,7 @@ def _side(history: list[Number], found: Number, factor: int) -> int:
 
 
 def _told(number: Fraction, places: int = 2) -> str:
-    # By whole numbers: a person reads this, and rounding down is enough.
-    scaled = number.numerator * 10**places // number.denominator
-    whole, rest = divmod(scaled, 10**places)
-    if rest == 0:
-        return f"{whole:,}" if whole or number == 0 else f"less than 0.{'0' * (places - 1)}1"
-    return f"{whole:,}.{rest:0{places}d}".rstrip("0")
+    # Rounded down by whole numbers: a person reads this.  Below one, what counts may stand far behind the point.
+    places = places if number >= 1 else SMALLEST_PLACES
+    whole, rest = divmod(number.numerator * 10**places // number.denominator, 10**places)
+    return f"{whole:,}.{rest:0{places}d}".rstrip("0").rstrip(".")
