@@ -5,7 +5,7 @@ What the source must be is checked on `billable_events`, before anything is coun
 A blocking check stops what follows only inside its own run, so the flow repeats the verdict at the gate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -14,7 +14,7 @@ from billing_pipeline.domain.contract_rules import RULES, Fault, Part, Rule, Sev
 from billing_pipeline.orchestration.metadata import fault_table
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import billable_events, usage_windows
-from billing_pipeline.orchestration.volume_plot import volume_plot
+from billing_pipeline.orchestration.volume_plot import volume_page
 from billing_pipeline.usage.contract import ContractReport, latest_report, rows_in_quarantine
 from billing_pipeline.usage.volume import volume_faults
 
@@ -28,7 +28,7 @@ def _specs(asset: dg.AssetsDefinition, *parts: Part) -> list[dg.AssetCheckSpec]:
             rule.reason,
             asset=asset,
             blocking=rule.severity is Severity.TABLE,
-            description=f"{rule.meaning}\n\n{rule.remedy}",
+            description=f"Fails when this is so: {rule.meaning}\n\nThen: {rule.remedy}",
         )
         for rule in rules_of(*parts)
     ]
@@ -60,9 +60,9 @@ def usage_volume(context: dg.AssetCheckExecutionContext, billing: BillingResourc
         volumes = flow.meter_volumes()
         stops, factors = flow.contract_stops, flow.settings.volume_factors
     faults = {fault.reason: fault for fault in volume_faults(volumes, factors)}
-    plot = volume_plot(volumes)
+    page = volume_page(volumes)
     for rule in _asked(context):
-        yield _result(rule, faults.get(rule.reason), stops=stops, metadata={"daily_volume": plot})
+        yield _result(rule, faults.get(rule.reason), stops=stops, metadata=page)
 
 
 def _asked(context: dg.AssetCheckExecutionContext) -> list[Rule]:
@@ -81,7 +81,7 @@ def _faults_now(report: ContractReport | None, waiting: list[Fault]) -> dict[str
 
 
 def _result(
-    rule: Rule, fault: Fault | None, *, stops: bool, metadata: dict[str, dg.MetadataValue[Any]]
+    rule: Rule, fault: Fault | None, *, stops: bool, metadata: Mapping[str, dg.MetadataValue[Any]]
 ) -> dg.AssetCheckResult:
     told: dict[str, Any] = {"count": fault.count if fault else 0}
     if fault is not None:
@@ -91,7 +91,7 @@ def _result(
         passed=fault is None,
         severity=_severity(rule, stops=stops),
         description=_sentence(rule, fault) if fault else None,
-        metadata=told | metadata,
+        metadata=told | dict(metadata),
     )
 
 

@@ -14,7 +14,7 @@ from billing_pipeline.domain.contract_rules import Fault
 from billing_pipeline.domain.volume import MeterVolume
 from billing_pipeline.orchestration.metadata import fault_table, quarantine_table, sides_table
 from billing_pipeline.orchestration.resources import BillingResource
-from billing_pipeline.orchestration.volume_plot import volume_plot
+from billing_pipeline.orchestration.volume_plot import volume_plots
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport, reconcile
 from billing_pipeline.usage.aggregate import AggregationReport
 from billing_pipeline.usage.confirm import ConfirmReport
@@ -93,13 +93,13 @@ def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -
     def describe(found: tuple[PeriodsReport, AggregationReport, list[MeterVolume]]) -> dict[str, Any]:
         periods, report, volumes = found
         return {
-            "daily_volume": volume_plot(volumes),
             "subscription_items_read": periods.items_read,
             "billing_periods_changed": periods.periods_changed,
             "windows_computed": report.windows_computed,
             "windows_changed": report.windows_changed,
             "scope": str(report.scope),
             "cutoff_at": dg.MetadataValue.timestamp(report.cutoff_at),
+            **volume_plots(volumes),
         }
 
     return run_stage(context, billing, stage, describe)

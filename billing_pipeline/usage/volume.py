@@ -16,7 +16,7 @@ from psycopg import Connection
 from billing_pipeline.database import queries
 from billing_pipeline.domain.contract_rules import Fault, Part, Severity, fault, rules_of
 from billing_pipeline.domain.volume import HISTORY_DAYS, MeterVolume, Volume, VolumeFactors, volume_changes
-from billing_pipeline.domain.windows import DAY, HOUR, day_of, hour_of
+from billing_pipeline.domain.windows import DAY, HOUR, day_of, hour_of, utc
 from billing_pipeline.errors import ContractBlocked
 
 DAY_SETTLES = timedelta(hours=6)
@@ -39,8 +39,8 @@ def meter_volumes(connection: Connection[Any], *, grace: timedelta) -> list[Mete
     cutoff_at: datetime | None = queries.fetch_dicts(connection, "latest_aggregation")[0]["cutoff_at"]
     if cutoff_at is None:
         return []
-    until = day_of(cutoff_at - DAY_SETTLES)
-    hour_at = hour_of(cutoff_at - grace) - HOUR
+    until = day_of(utc(cutoff_at) - DAY_SETTLES)
+    hour_at = hour_of(utc(cutoff_at) - grace) - HOUR
     rows = queries.fetch(
         connection,
         "meter_volumes",
@@ -49,7 +49,8 @@ def meter_volumes(connection: Connection[Any], *, grace: timedelta) -> list[Mete
     )
     found: dict[str, dict[datetime, Volume]] = defaultdict(dict)
     for row in rows:
-        found[row.meter][row.starts_at] = Volume(row.starts_at, row.quantity, row.events)
+        starts_at = utc(row.starts_at)
+        found[row.meter][starts_at] = Volume(starts_at, row.quantity, row.events)
     return [
         MeterVolume(meter, _without_gaps(volumes, until), volumes.get(hour_at, Volume(hour_at)))
         for meter, volumes in found.items()

@@ -65,7 +65,7 @@ def test_every_rule_is_a_check_and_its_words_are_the_rules(flow):
     assert found == {
         rule.reason: (
             "usage_windows" if rule.part is Part.VOLUME else "billable_events",
-            f"{rule.meaning}\n\n{rule.remedy}",
+            f"Fails when this is so: {rule.meaning}\n\nThen: {rule.remedy}",
         )
         for rule in RULES.values()
     }
@@ -147,8 +147,9 @@ def test_an_hour_in_other_units_is_never_stated_when_failing_closed(flow, bill, 
     assert "usage_windows" in materialized(result)
     assert ("ledger_entries" in materialized(result)) is not fail_closed
     assert bool(counted_by_stripe(simulator)) is not fail_closed
-    picture = checks(result)["units_jumped"].metadata["daily_volume"].value
-    assert picture.startswith("![daily volume per meter](data:image/svg+xml;base64,")
+    page = checks(result)["units_jumped"].metadata["daily_volume"].value
+    assert page.startswith("**prompt_tokens**\n\n![")
+    assert "data:image/svg+xml;base64," in page
 
     # Mended upstream, the next run goes on by itself.
     flow.connection.execute("UPDATE public.billable_events SET quantity = 5, recorded_at = now()")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
 from math import floor
 
 import pytest
@@ -76,7 +77,7 @@ class Row:
     occurred_at: int | None
     recorded_at: int | None
 
-    @property
+    @cached_property
     def reason(self) -> str | None:
         """The judge's: what is wrong with the row, the first thing only."""
         if not self.event_id:
