@@ -10,16 +10,18 @@ from typing import Any
 
 import dagster as dg
 
-from billing_pipeline.domain.contract_rules import RULES, Fault, Part, Rule, Severity, rules_of
+from billing_pipeline.domain.contract_rules import RULES, Fault, Part, Rule, Severity, fault, rules_of
 from billing_pipeline.orchestration.metadata import fault_table
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import billable_events, usage_windows
 from billing_pipeline.orchestration.volume_plot import volume_page
 from billing_pipeline.usage.contract import ContractReport, latest_report, rows_in_quarantine
+from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.source_contract import source_fault
 from billing_pipeline.usage.volume import volume_faults
 
 NOT_VALIDATED = "Not asked, because no validation has ended yet; materialize billable_events."
-NOT_READ = "Not asked, because the source cannot be read; another check of this asset says why."
+NOT_READ = "Not asked, because the source cannot be read, or could not when it was last validated."
 
 
 def _specs(asset: dg.AssetsDefinition, *parts: Part) -> list[dg.AssetCheckSpec]:
@@ -36,21 +38,19 @@ def _specs(asset: dg.AssetsDefinition, *parts: Part) -> list[dg.AssetCheckSpec]:
 
 @dg.multi_asset_check(specs=_specs(billable_events, Part.SOURCE, Part.TABLE, Part.ROW), can_subset=True)
 def data_contract(context: dg.AssetCheckExecutionContext, billing: BillingResource) -> Iterator[dg.AssetCheckResult]:
-    """The source and its rows: the last validation's verdict, and of single rows what waits in quarantine now."""
+    """What the source is and what waits in quarantine, both now; of the rows as a whole, what was last validated."""
     with billing.usage_flow() as flow:
         report = latest_report(flow.connection)
-        faults = _faults_now(report, rows_in_quarantine(flow.connection))
+        now = [*_source_faults(flow), *rows_in_quarantine(flow.connection)]
         stops = flow.contract_stops
-    unreadable = any(rule.reason in faults for rule in rules_of(Part.SOURCE))
+    why_not = _why_not_asked(report, now)
+    faults = {found.reason: found for found in [*_told(report), *now]}
     for rule in _asked(context):
-        fault = faults.get(rule.reason)
-        if report is None:
-            yield _not_asked(rule, NOT_VALIDATED, stops=stops)
-        elif unreadable and rule.part is Part.TABLE:
-            yield _not_asked(rule, NOT_READ, stops=stops)
+        if why_not and rule.part is not Part.SOURCE and rule.reason not in faults:
+            yield _not_asked(rule, why_not, stops=stops)
         else:
-            validated_at = dg.MetadataValue.timestamp(report.cutoff_at)
-            yield _result(rule, fault, stops=stops, metadata={"validated_at": validated_at})
+            at = {"validated_at": dg.MetadataValue.timestamp(report.cutoff_at)} if report else {}
+            yield _result(rule, faults.get(rule.reason), stops=stops, metadata=at)
 
 
 @dg.multi_asset_check(specs=_specs(usage_windows, Part.VOLUME), can_subset=True)
@@ -59,7 +59,7 @@ def usage_volume(context: dg.AssetCheckExecutionContext, billing: BillingResourc
     with billing.usage_flow() as flow:
         volumes = flow.meter_volumes()
         stops, factors = flow.contract_stops, flow.settings.volume_factors
-    faults = {fault.reason: fault for fault in volume_faults(volumes, factors)}
+    faults = {found.reason: found for found in volume_faults(volumes, factors)}
     page = volume_page(volumes)
     for rule in _asked(context):
         yield _result(rule, faults.get(rule.reason), stops=stops, metadata=page)
@@ -70,27 +70,36 @@ def _asked(context: dg.AssetCheckExecutionContext) -> list[Rule]:
     return [rule for rule in RULES.values() if rule.reason in reasons]
 
 
-def _faults_now(report: ContractReport | None, waiting: list[Fault]) -> dict[str, Fault]:
-    # A row without an id cannot be told from another in quarantine; the last validation is what knows of it.
-    told = [
-        fault
-        for fault in (report.faults if report else ())
-        if fault.severity is not Severity.ROW or fault.reason == "event_id_missing"
-    ]
-    return {fault.reason: fault for fault in [*told, *waiting]}
+def _source_faults(flow: UsageFlow) -> list[Fault]:
+    # Asked anew: where a flush does not validate, an old verdict would stop it for ever.
+    found = source_fault(flow.connection, flow.settings.billing_source_relation)
+    return [fault(found[0], len(found[1]), found[1])] if found else []
+
+
+def _told(report: ContractReport | None) -> list[Fault]:
+    """What only a validation knows: the rows as a whole, and rows without an id, which quarantine cannot tell apart."""
+    reasons = {rule.reason for rule in rules_of(Part.TABLE)} | {"event_id_missing"}
+    return [found for found in report.faults if found.reason in reasons] if report else []
+
+
+def _why_not_asked(report: ContractReport | None, now: list[Fault]) -> str | None:
+    if report is None:
+        return NOT_VALIDATED
+    sources = {rule.reason for rule in rules_of(Part.SOURCE)}
+    return NOT_READ if sources & {found.reason for found in [*report.faults, *now]} else None
 
 
 def _result(
-    rule: Rule, fault: Fault | None, *, stops: bool, metadata: Mapping[str, dg.MetadataValue[Any]]
+    rule: Rule, found: Fault | None, *, stops: bool, metadata: Mapping[str, dg.MetadataValue[Any]]
 ) -> dg.AssetCheckResult:
-    told: dict[str, Any] = {"count": fault.count if fault else 0}
-    if fault is not None:
-        told |= {"faults": fault_table([fault]), "do_next": rule.remedy}
+    told: dict[str, Any] = {"count": found.count if found else 0}
+    if found is not None:
+        told |= {"faults": fault_table([found]), "do_next": rule.remedy}
     return dg.AssetCheckResult(
         check_name=rule.reason,
-        passed=fault is None,
+        passed=found is None,
         severity=_severity(rule, stops=stops),
-        description=_sentence(rule, fault) if fault else None,
+        description=_sentence(rule, found) if found else None,
         metadata=told | dict(metadata),
     )
 
@@ -108,6 +117,6 @@ def _severity(rule: Rule, *, stops: bool) -> dg.AssetCheckSeverity:
     return dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN
 
 
-def _sentence(rule: Rule, fault: Fault) -> str:
-    samples = f" ({', '.join(fault.samples)})" if fault.samples else ""
-    return f"{fault.count:,}{samples}: {rule.meaning}"
+def _sentence(rule: Rule, found: Fault) -> str:
+    samples = f" ({', '.join(found.samples)})" if found.samples else ""
+    return f"{found.count:,}{samples}: {rule.meaning}"
