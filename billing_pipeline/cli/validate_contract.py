@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from billing_pipeline.cli.hints import as_typed
+from billing_pipeline.domain.protocol import PAST_LIMIT
 
 if TYPE_CHECKING:
     from billing_pipeline.domain.contract_rules import Fault, Rule
     from billing_pipeline.settings import Settings
 
-LOOKBACK_DAYS_MAX = 35
+LOOKBACK_DAYS_MAX = PAST_LIMIT.days
 LOOKBACK_TOO_LONG = (
     f"must be at most {LOOKBACK_DAYS_MAX}: Stripe takes no meter events older than {LOOKBACK_DAYS_MAX} days, so older "
     "usage could not be billed whatever the contract says"
