@@ -13,18 +13,22 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from billing_pipeline.domain.protocol import ProtocolTimes
+from billing_pipeline.domain.protocol import PAST_LIMIT, ProtocolTimes
 from billing_pipeline.domain.source_columns import DEFAULT_RELATION, parse_source_columns
+from billing_pipeline.domain.volume import VolumeFactors
 from billing_pipeline.domain.windows import hour_of
 from billing_pipeline.errors import SettingsError
 
 SIMULATOR_KEY = "sk_test_simulator"
 """The key used when no Stripe key is set; only the simulator accepts it."""
+
+ZEITGEIST = "zeitgeist"
+"""An event type that has a switch of its own to be required."""
 
 ENV_FILES = (".env.compose", ".env", ".env.local")
 """Lowest precedence first, as pydantic-settings reads them."""
@@ -87,9 +91,13 @@ class Settings(BaseSettings):
     billing_entry_lease_seconds: int = Field(default=120, ge=31)
     billing_summary_reads_max: int = Field(default=2_000, ge=1, description="Stripe reads per confirmation run")
 
-    stripe_billing_contract_lookback_days: int = Field(default=30, ge=1, le=35)
+    stripe_billing_contract_lookback_days: int = Field(default=30, ge=1)
     stripe_billing_validate_contract_before_flush: bool = Field(default=True)
     stripe_billing_contract_fail_closed: bool = Field(default=False)
+    stripe_billing_contract_required_event_types: Annotated[tuple[str, ...], NoDecode] = Field(default=())
+    stripe_billing_contract_require_zeitgeist: bool = Field(default=False)
+    stripe_billing_contract_volume_factor: int = Field(default=5, ge=2)
+    stripe_billing_contract_units_factor: int = Field(default=10, ge=2)
 
     @field_validator("stripe_secret_key")
     @classmethod
@@ -110,6 +118,20 @@ class Settings(BaseSettings):
     def _columns_are_a_mapping(cls, columns: str) -> str:
         parse_source_columns(columns)
         return columns
+
+    @field_validator("stripe_billing_contract_lookback_days")
+    @classmethod
+    def _lookback_is_no_longer_than_stripes(cls, days: int) -> int:
+        if days > PAST_LIMIT.days:
+            raise ValueError(f"must be at most {PAST_LIMIT.days}: Stripe takes no older meter events")
+        return days
+
+    @field_validator("stripe_billing_contract_required_event_types", mode="before")
+    @classmethod
+    def _types_are_listed_with_commas(cls, types: object) -> object:
+        if isinstance(types, str):
+            return tuple(dict.fromkeys(kind for part in types.split(",") if (kind := part.strip())))
+        return types
 
     @field_validator("billing_start_at")
     @classmethod
@@ -134,6 +156,17 @@ class Settings(BaseSettings):
             entry_lease=timedelta(seconds=self.billing_entry_lease_seconds),
             request_timeout=timedelta(seconds=self.stripe_timeout_seconds),
         )
+
+    @property
+    def required_event_types(self) -> tuple[str, ...]:
+        """Event types without which the contract fails; the switch for zeitgeist is one more name in the list."""
+        zeitgeist = (ZEITGEIST,) if self.stripe_billing_contract_require_zeitgeist else ()
+        return tuple(dict.fromkeys((*self.stripe_billing_contract_required_event_types, *zeitgeist)))
+
+    @property
+    def volume_factors(self) -> VolumeFactors:
+        """How many times its median a meter's volume, or its units, may become."""
+        return VolumeFactors(self.stripe_billing_contract_volume_factor, self.stripe_billing_contract_units_factor)
 
     @cached_property
     def source_columns(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ import typer
 from billing_pipeline.cli import ledger, local, usage
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
+from billing_pipeline.cli.validate_contract import validate_contract_command
 from billing_pipeline.errors import BillingError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command("import-events")(import_events_command)
 app.add_typer(usage.app)
+app.command("validate-contract")(validate_contract_command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(local.app)
 

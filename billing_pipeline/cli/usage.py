@@ -202,6 +202,8 @@ def _print_flush(report: FlushReport) -> None:
         f"Windows:   {report.aggregation.windows_computed:,} computed ({report.aggregation.scope}), "
         f"{report.aggregation.windows_changed:,} changed"
     )
+    for fault in report.volume:
+        typer.echo(f"Volume:    {fault.reason}: {'; '.join(fault.samples)}")
     typer.echo(
         f"Entries:   {report.cut.entries:,} cut (+{report.cut.units_added:,} -{report.cut.units_taken_back:,} units), "
         f"{report.cut.windows_waiting:,} windows waiting, {report.cut.windows_held:,} held"

@@ -44,6 +44,8 @@ MENDS = {
 }
 """By SQLSTATE: undefined_table, undefined_column and insufficient_privilege are for a person to mend."""
 
+UTC_NAMES = {"UTC", "Etc/UTC", "GMT", "Etc/GMT"}
+
 
 @contextmanager
 def connect(database_url: str) -> Iterator[Connection[tuple[Any, ...]]]:
@@ -75,6 +77,7 @@ def connect(database_url: str) -> Iterator[Connection[tuple[Any, ...]]]:
         ) from None
     try:
         with connection:
+            _require_utc(connection, database_url)
             yield connection
     except psycopg.errors.ReadOnlySqlTransaction as exc:
         raise DatabaseUnavailable(
@@ -91,6 +94,17 @@ def connect(database_url: str) -> Iterator[Connection[tuple[Any, ...]]]:
         if (mend := MENDS.get(getattr(exc, "sqlstate", None) or "")) is None:
             raise
         raise UserError(f"PostgreSQL at {describe(database_url)} says: {_primary(exc)}. {mend}") from exc
+
+
+def _require_utc(connection: Connection[tuple[Any, ...]], database_url: str) -> None:
+    # A pooler may drop our options.  In a zone whose clock changes, Python's difference of two times is an hour wrong.
+    zone = connection.info.parameter_status("TimeZone")
+    if zone not in UTC_NAMES:
+        raise UserError(
+            f"PostgreSQL at {describe(database_url)} gives sessions in {zone} instead of UTC, as a pooler does that "
+            "drops a session's options. Run ALTER ROLE ... SET TimeZone = 'UTC' for the login; "
+            "docs/getting-started.md has the rest."
+        )
 
 
 def describe(database_url: str) -> str:

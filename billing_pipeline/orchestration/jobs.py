@@ -6,14 +6,22 @@ that is left.
 
 import dagster as dg
 
-from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS
+from billing_pipeline.orchestration.contract_checks import usage_volume
+from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS, USAGE_FLUSH, billable_events
 
 # Standing apart from the assets' checks would let a hand-started run skip them; an asset job carries its checks along.
 usage_flush = dg.define_asset_job(
-    "usage_flush",
+    USAGE_FLUSH,
     selection=dg.AssetSelection.assets(*USAGE_ASSETS),
     description="Validate, aggregate, cut, submit, confirm and reconcile, once.",
     # Below the hourly period: a run whose process was killed must not hold its place for ever.
+    tags={"dagster/max_runtime": "2700"},
+)
+
+validate_contract = dg.define_asset_job(
+    "validate_contract",
+    selection=dg.AssetSelection.assets(billable_events) | dg.AssetSelection.checks(usage_volume),
+    description="Ask every rule of the data contract now; counts nothing and sends nothing.",
     tags={"dagster/max_runtime": "2700"},
 )
 
@@ -29,5 +37,5 @@ def hourly_usage_flush(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
 
 
-JOBS = [usage_flush]
+JOBS = [usage_flush, validate_contract]
 SCHEDULES = [hourly_usage_flush]

@@ -8,10 +8,10 @@ from decimal import Decimal
 
 import dagster as dg
 
+from billing_pipeline.domain.contract_rules import Fault
 from billing_pipeline.reconciliation.expiry import Expiring
 from billing_pipeline.reconciliation.invariants import Violation
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
-from billing_pipeline.usage.contract import Fault
 
 ROWS_MAX = 100
 """A metadata table is stored in Dagster's event log and loaded whole by the UI."""

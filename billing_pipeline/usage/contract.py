@@ -2,14 +2,14 @@
 
 Row faults put rows into quarantine and let the rest go on; `row_contract.py` has their rules, and reads the source in
 chunks, so that memory does not grow with the table.  Faults of the table as a whole are for the gate.
-`source_contract.py` has what a source must be before it is read at all.
+`source_contract.py` has what a source must be before it is read at all, `table_contract.py` what its rows must be as a
+whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 import pandas as pd
@@ -19,6 +19,7 @@ from psycopg.types.json import Jsonb
 from billing_pipeline.database import queries
 from billing_pipeline.database.source import Source
 from billing_pipeline.domain.catalogue import Catalogue
+from billing_pipeline.domain.contract_rules import SAMPLES_MAX, Fault, Severity, fault
 from billing_pipeline.domain.reach import reach_start
 from billing_pipeline.domain.windows import hour_of
 from billing_pipeline.errors import ContractBlocked
@@ -33,27 +34,9 @@ from billing_pipeline.usage.row_contract import (
 )
 from billing_pipeline.usage.source_contract import SourceFault, remember_shape, source_faults
 from billing_pipeline.usage.source_layout import missing_indexes
+from billing_pipeline.usage.table_contract import table_faults
 
 CONTRACT_VERSION = "1"
-SAMPLES_MAX = 5
-
-
-class Severity(StrEnum):
-    """What a fault does."""
-
-    ROW = "row"  # its rows wait in quarantine
-    NOTICE = "notice"  # a person should know
-    TABLE = "table"  # stops the flush when the pipeline is set to fail closed
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One broken rule: its stable reason code, how many rows, and up to five of their ids."""
-
-    reason: str
-    severity: Severity
-    count: int
-    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +46,8 @@ class ContractReport:
     rows_read: int
     cutoff_at: datetime
     faults: tuple[Fault, ...] = ()
+    source_was_read: bool = True
+    """False for a source that cannot be counted: nothing is known of its rows."""
 
     @property
     def passed(self) -> bool:
@@ -83,19 +68,47 @@ def validate_contract(
     catalogue: Catalogue,
     since: datetime | None,
     lookback: timedelta,
+    required_event_types: tuple[str, ...] = (),
     now: datetime,
 ) -> ContractReport:
-    """Validate the rows recorded since `since`, quarantine the bad ones, store the report.
+    """Validate the rows recorded since `since`, quarantine the bad ones, store the report: the gate goes by it.
 
     None is the whole lookback, and whatever aggregation may count: also rows that were broken after they were recorded.
     Reads `source` only; writes `quarantined_events` and `contract_runs`.
     A source that cannot be counted is reported and not read.
     """
+    report = examine_source(
+        connection,
+        database_url,
+        source=source,
+        catalogue=catalogue,
+        since=since,
+        lookback=lookback,
+        required_event_types=required_event_types,
+        now=now,
+    )
+    # What the source is now is what the next validation compares with; one that cannot be counted is not remembered.
+    if report.source_was_read:
+        remember_shape(connection, source, now=now)
+    return _store(connection, report, catalogue, now)
+
+
+def examine_source(
+    connection: Connection[Any],
+    database_url: str,
+    *,
+    source: Source,
+    catalogue: Catalogue,
+    since: datetime | None,
+    lookback: timedelta,
+    required_event_types: tuple[str, ...],
+    now: datetime,
+) -> ContractReport:
+    """The same without storing the report, for a person who asks by other rules than a flush's."""
     of_source = source_faults(connection, source, catalogue)
-    faults = [_told(fault) for fault in of_source]
-    if any(fault.blocks for fault in of_source):
-        return _store(connection, ContractReport(0, now, tuple(faults)), catalogue, now)
-    remember_shape(connection, source, now=now)
+    faults = [as_fault(found) for found in of_source]
+    if any(found.blocks for found in of_source):
+        return ContractReport(0, now, tuple(faults), source_was_read=False)
     schema = row_schema(catalogue)
     lookback_start = min(hour_of(now - lookback), reach_start(now))
     chunks = read_chunks(
@@ -127,11 +140,13 @@ def validate_contract(
         },
         parts=source.parts | {"property_missing": property_missing(catalogue)},
     )
-    faults += [Fault(reason, Severity.ROW, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
-    faults += _notices(connection, source, now - lookback)
-    if missing := [str(index) for index in missing_indexes(connection, source, since=lookback_start)]:
-        faults.append(Fault("source_index_missing", Severity.NOTICE, len(missing), tuple(missing[:SAMPLES_MAX])))
-    return _store(connection, ContractReport(rows_read, now, tuple(faults)), catalogue, now)
+    faults += [fault(reason, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
+    faults += table_faults(
+        connection, source, required_event_types=required_event_types, lookback_start=now - lookback, now=now
+    )
+    if missing := tuple(str(index) for index in missing_indexes(connection, source, since=lookback_start)):
+        faults.append(fault("source_index_missing", len(missing), missing))
+    return ContractReport(rows_read, now, tuple(faults))
 
 
 def latest_report(connection: Connection[Any]) -> ContractReport | None:
@@ -140,8 +155,8 @@ def latest_report(connection: Connection[Any]) -> ContractReport | None:
     if not rows:
         return None
     faults = tuple(
-        Fault(fault["reason"], Severity(fault["severity"]), fault["count"], tuple(fault["samples"]))
-        for fault in rows[0]["faults"]
+        Fault(found["reason"], Severity(found["severity"]), found["count"], tuple(found["samples"]))
+        for found in rows[0]["faults"]
     )
     return ContractReport(rows[0]["rows_read"], rows[0]["cutoff_at"], faults)
 
@@ -181,21 +196,10 @@ def _counted(found: tuple[int, list[str]]) -> tuple[int, tuple[str, ...]]:
     return count, tuple(str(sample) for sample in samples)
 
 
-def _told(fault: SourceFault) -> Fault:
-    return Fault(fault.reason, Severity.TABLE if fault.blocks else Severity.NOTICE, len(fault.details), fault.details)
-
-
-def _notices(connection: Connection[Any], source: Source, lookback_start: datetime) -> list[Fault]:
-    notices = []
-    since = {"since": lookback_start}
-    has_rows = queries.fetch_dicts(connection, "source_has_rows_since", since, parts=source.parts)[0]["found"]
-    if not has_rows:
-        notices.append(Fault("lookback_empty", Severity.TABLE, 1))
-    unmapped = queries.fetch_dicts(connection, "unmapped_organizations")
-    if unmapped:
-        ids = tuple(row["organization_id"] for row in unmapped[:SAMPLES_MAX])
-        notices.append(Fault("organization_unmapped", Severity.NOTICE, len(unmapped), ids))
-    return notices
+def as_fault(found: SourceFault) -> Fault:
+    """As a fault of the contract; a change that forbids nothing is a notice, whatever its rule says of the others."""
+    told = fault(found.reason, len(found.details), found.details)
+    return told if found.blocks else replace(told, severity=Severity.NOTICE)
 
 
 def _quarantine(connection: Connection[Any], bad: pd.DataFrame, now: datetime) -> None:

@@ -20,7 +20,9 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.database.primary import require_primary
 from billing_pipeline.database.schema_version import require_current_schema
 from billing_pipeline.database.source import Source, read_source
+from billing_pipeline.domain.contract_rules import Fault
 from billing_pipeline.domain.reach import reach_start
+from billing_pipeline.domain.volume import MeterVolume
 from billing_pipeline.settings import Level, Settings
 from billing_pipeline.stripe_api.catalogue import StripeMeter, canary_customer, read_meters, require_meters
 from billing_pipeline.stripe_api.client import StripeClient, make_client, read_account
@@ -33,7 +35,7 @@ from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate
 from billing_pipeline.usage.canary import look_for_canaries, lost_canaries, unproved_without_canary
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline.usage.confirm import ConfirmReport, confirm
-from billing_pipeline.usage.contract import ContractReport, require_contract, validate_contract
+from billing_pipeline.usage.contract import ContractReport, examine_source, require_contract, validate_contract
 from billing_pipeline.usage.cut import CutReport, cut
 from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_reports, read_since
 from billing_pipeline.usage.lease import Lease, acquire, release
@@ -41,6 +43,8 @@ from billing_pipeline.usage.mark import HighWaterMark
 from billing_pipeline.usage.periods import PeriodsReport, sync_periods
 from billing_pipeline.usage.send import MeterSink
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, batch_size, send_canaries, submit
+from billing_pipeline.usage.table_contract import require_known_event_types
+from billing_pipeline.usage.volume import meter_volumes, require_steady_volume, volume_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class FlushReport:
     contract: ContractReport | None
     periods: PeriodsReport
     aggregation: AggregationReport
+    volume: list[Fault]
     cut: CutReport
     submit: SubmitReport
     confirm: ConfirmReport
@@ -62,6 +67,7 @@ class UsageFlow:
         self.connection = connection
         self.settings = settings
         self.catalogue = load_catalogue(settings)
+        require_known_event_types(settings.required_event_types, self.catalogue)
         self.clock: Callable[[], datetime] = DatabaseClock(connection)
         self.mark = HighWaterMark(settings.mark_url)
         self.new_sink: Callable[[], MeterSink] = lambda: make_sink(settings)
@@ -109,8 +115,27 @@ class UsageFlow:
             catalogue=self.catalogue,
             since=since,
             lookback=self._lookback,
+            required_event_types=self.settings.required_event_types,
             now=self.clock(),
         )
+
+    def examine_contract(self) -> tuple[ContractReport, list[Fault]]:
+        """What a person asks between flushes: the whole lookback, and the volume of what was aggregated last.
+
+        It brings the quarantine up to date like stage 1, but the gate does not go by it.
+        """
+        self.take_lease()
+        report = examine_source(
+            self.connection,
+            self._database_url,
+            source=self.read_source(),
+            catalogue=self.catalogue,
+            since=None,
+            lookback=self._lookback,
+            required_event_types=self.settings.required_event_types,
+            now=self.clock(),
+        )
+        return report, self.volume_faults()
 
     def sync_periods(self) -> PeriodsReport:
         """Before stage 2: know where billing periods begin and end.  Asks Stripe nothing while billing is off.
@@ -141,14 +166,30 @@ class UsageFlow:
             scope=scope,
         )
 
+    def meter_volumes(self) -> list[MeterVolume]:
+        """What each meter counted per day, and in the last complete hour, as of the last aggregation."""
+        grace = timedelta(seconds=self.settings.billing_window_grace_seconds)
+        return meter_volumes(self.connection, grace=grace)
+
+    def volume_faults(self) -> list[Fault]:
+        """The contract's rules about volume and units, asked of what stage 2 left."""
+        return volume_faults(self.meter_volumes(), self.settings.volume_factors)
+
     def cut(self) -> CutReport:
-        """Stage 3, behind the gate; cuts nothing while billing is off."""
+        """Stage 3, behind the gate; cuts nothing while billing is off.
+
+        Only here amounts become final, so only here the volume is asked about: after aggregation, unlike the rest of
+        the contract.
+        """
         self.take_lease()
         if self.settings.level is Level.OFF:
             return CutReport()
+        identity = self.pass_gate()
+        if self.contract_stops:
+            require_steady_volume(self.volume_faults())
         return cut(
             self.connection,
-            identity=self.pass_gate(),
+            identity=identity,
             grace=timedelta(seconds=self.settings.billing_window_grace_seconds),
             past_max=self.settings.protocol_times.past_max,
             clock=self.clock,
@@ -248,6 +289,14 @@ class UsageFlow:
         return StripeSummaries(self.stripe, self.settings, meter_ids)
 
     @property
+    def contract_stops(self) -> bool:
+        """Whether a table fault of the contract stops a flush."""
+        return (
+            self.settings.stripe_billing_validate_contract_before_flush
+            and self.settings.stripe_billing_contract_fail_closed
+        )
+
+    @property
     def _lease_ttl(self) -> timedelta:
         return timedelta(seconds=self.settings.stripe_usage_flush_lock_ttl_seconds)
 
@@ -282,9 +331,10 @@ def flush(
         contract = flow.validate_contract(scope) if validates else None
         periods = flow.sync_periods()
         aggregation = flow.aggregate(scope)
+        volume = flow.volume_faults() if validates else []
         cut_report = flow.cut()
         submit_report = flow.submit(on_progress)
         flow.apply_error_reports()
-        return FlushReport(contract, periods, aggregation, cut_report, submit_report, flow.confirm())
+        return FlushReport(contract, periods, aggregation, volume, cut_report, submit_report, flow.confirm())
     finally:
         flow.give_lease_back()

@@ -95,19 +95,6 @@ def test_a_module_holds_one_idea(module):
     assert len(module.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-@pytest.mark.parametrize(
-    "module", [m for m in MODULES if part_of(m) in {"domain", "usage", "reconciliation"}], ids=name_of
-)
-def test_money_modules_have_no_float(module):
-    tree = ast.parse(module.read_text(encoding="utf-8"))
-    floats = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "float"]
-    floats += [
-        node.lineno for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, float)
-    ]
-
-    assert not floats
-
-
 # The command passes its environment on to the processes it starts.
 @pytest.mark.parametrize("module", [m for m in MODULES if part_of(m) not in {"settings", "cli"}], ids=name_of)
 def test_only_the_settings_read_the_environment(module):

@@ -45,3 +45,31 @@ def test_the_slots_on_both_sides_of_a_cut_hour_are_whole_and_apart(cut):
     assert all(slot >= TEN and slot + MINUTE <= cut for slot in before)
     assert all(cut <= slot and slot + MINUTE <= TEN + HOUR for slot in after)
     assert (slot_count(TEN, cut), slot_count(cut, TEN + HOUR)) == (len(before), len(after))
+
+
+def changes_of(zone):
+    """Every instant of 2026, to the second, at which the zone's offset changes."""
+    local = ZoneInfo(zone)
+
+    def offset(seconds):
+        return datetime.fromtimestamp(seconds, local).utcoffset()
+
+    start = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+    for day in range(start, start + 365 * 86_400, 86_400):
+        before, after = day, day + 86_400
+        if offset(before) == offset(after):
+            continue
+        while after - before > 1:
+            middle = (before + after) // 2
+            before, after = (middle, after) if offset(middle) == offset(before) else (before, middle)
+        yield after
+
+
+def test_no_zones_clock_change_moves_an_instant_into_another_hour():
+    changes = {zone: list(changes_of(zone)) for zone in sorted(available_timezones())}
+
+    assert len([zone for zone, found in changes.items() if found]) > 100
+    for zone, found in changes.items():
+        for seconds in (change + off for change in found for off in (-3601, -3600, -1, 0, 1, 1800, 3599, 3600)):
+            local = datetime.fromtimestamp(seconds, ZoneInfo(zone))
+            assert hour_of(local).timestamp() == seconds // 3600 * 3600, (zone, local)

@@ -108,6 +108,24 @@ def test_c10_a_pooler_that_takes_no_options_is_named_with_what_to_do(world, pg_p
         pass
 
 
+@needs_pgbouncer
+@pytest.mark.parametrize(("zone", "refused"), [("Europe/Berlin", True), ("Etc/UTC", False)])
+def test_c10_a_pooler_whose_sessions_are_not_in_utc_is_named_with_what_to_do(
+    world, pg_proxy, pooled_role, zone, refused
+):
+    """Python's difference of two times in one zone is the wall clock's: an hour wrong where the clock changes."""
+    alter = SQL("ALTER ROLE {} SET TimeZone = {}").format(Identifier(pooled_role), zone)
+    world.flow.connection.execute(alter)
+
+    with pgbouncer(pg_proxy, pooled_role, "ignore_startup_parameters = options") as url:
+        if not refused:
+            with connect(url) as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+            return
+        with pytest.raises(UserError, match=r"sessions in Europe/Berlin.*ALTER ROLE .* SET TimeZone"), connect(url):
+            pass
+
+
 def test_c10_no_statement_of_ours_needs_the_session_of_the_one_before():
     """Session locks, settings, listeners and lasting temporary tables do not survive a pooler."""
     sources = [*PACKAGE.joinpath("database", "sql").glob("*.sql"), *PACKAGE.rglob("*.py")]

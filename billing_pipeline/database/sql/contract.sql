@@ -21,8 +21,21 @@ SELECT event_id,
 EXISTS (SELECT FROM jsonb_to_recordset({needed_properties}::jsonb) AS n (event_type text, property text)
          WHERE n.event_type = s.event_type AND coalesce(s.properties ->> n.property, '') = '')
 
--- name: source_has_rows_since
-SELECT EXISTS (SELECT FROM {source} s WHERE occurred_at >= %(since)s) AS found;
+-- name: source_has_rows_between
+SELECT EXISTS (SELECT FROM {source} s WHERE occurred_at >= %(since)s AND occurred_at < %(until)s) AS found;
+
+-- name: absent_event_types
+-- Which of these types have no row in the lookback.  LIMIT makes each search end with its first row; without it the
+-- planner may turn the question into a join that reads the whole lookback.
+SELECT required.event_type
+  FROM unnest(%(event_types)s::text[]) WITH ORDINALITY AS required (event_type, place)
+  LEFT JOIN LATERAL (
+       SELECT true AS is_there
+         FROM {source} s
+        WHERE s.event_type = required.event_type AND s.occurred_at >= %(since)s AND s.occurred_at < %(until)s
+        LIMIT 1) seen ON true
+ WHERE seen.is_there IS NULL
+ ORDER BY required.place;
 
 -- name: unmapped_organizations
 -- Organizations with usage that no Stripe customer can take: owed, and shown as such.
