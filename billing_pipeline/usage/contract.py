@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from psycopg import Connection
+from psycopg.sql import Composed
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
@@ -27,12 +28,15 @@ from billing_pipeline.usage.row_contract import (
     first_faults,
     read_chunks,
     row_schema,
+    rows_recorded_since,
     storable_times,
 )
 from billing_pipeline.usage.source_contract import source_fault
 
 CONTRACT_VERSION = "1"
 SAMPLES_MAX = 5
+LOOKED_AT_LIMIT = 100_000
+"""Rows of quarantine that a flush looks at again without being told of them; 100,000 take under a second."""
 
 
 class Severity(StrEnum):
@@ -85,6 +89,7 @@ def validate_contract(
     """Validate the rows recorded since `since`, quarantine the bad ones, store the report.
 
     None is the whole lookback, and whatever aggregation may count: also rows that were broken after they were recorded.
+    A catalogue that is not the last validation's is reason to judge the whole lookback, too.
     Reads `source` only; writes `quarantined_events` and `contract_runs`.
     A source that cannot be counted is reported and not read.
     """
@@ -92,39 +97,75 @@ def validate_contract(
         reason, details = wrong
         fault = Fault(reason, Severity.TABLE, len(details), details)
         return _store(connection, ContractReport(0, now, (fault,)), catalogue, now)
-    schema = row_schema(catalogue)
+    judged = queries.fetch_dicts(connection, "latest_judgement")
+    if judged and judged[0]["catalogue_version"] != catalogue.version:
+        since = None  # what is known, and what needs a quantity, may be otherwise for every row
     lookback_start = min(hour_of(now - lookback), reach_start(now))
-    chunks = read_chunks(
-        connection,
-        database_url,
+    rows = rows_recorded_since(
         source,
         # A row that was ever good was recorded at most this much before it occurred.
         recorded_since=since or lookback_start - FUTURE_MAX,
         occurred_since=None if since else lookback_start,
     )
+    rows_read, found = judge_rows(connection, database_url, rows, catalogue, now)
+    mend_rows(connection, source, catalogue, recorded_since=since, looked_at_limit=LOOKED_AT_LIMIT if since else None, now=now)
+    faults = [Fault(reason, Severity.ROW, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
+    faults += _notices(connection, source, now - lookback)
+    report = ContractReport(rows_read, now, tuple(faults))
+    return _store(connection, report, catalogue, now, known=sorted(catalogue.known_event_types))
+
+
+def judge_rows(
+    connection: Connection[Any], database_url: str, rows: Composed, catalogue: Catalogue, now: datetime
+) -> tuple[int, dict[str, tuple[int, list[str]]]]:
+    """Put those of `rows` that break the contract into quarantine.
+
+    Returns how many were read, and by reason how many are bad, with a few of their ids.
+    """
+    schema = row_schema(catalogue)
     rows_read = 0
     found: dict[str, tuple[int, list[str]]] = {}
-    for chunk in chunks:
+    for chunk in read_chunks(connection, database_url, rows):
         rows_read += len(chunk)
         bad = first_faults(schema, chunk)
         if len(bad):
             _quarantine(connection, bad, now)
-            for reason, rows in bad.groupby("reason"):
+            for reason, those in bad.groupby("reason"):
                 count, samples = found.get(str(reason), (0, []))
-                found[str(reason)] = (count + len(rows), (samples + rows["event_id"].tolist())[:SAMPLES_MAX])
-    queries.execute(
-        connection,
-        "mend_quarantined_events",
-        {
-            "now": now,
-            "known_event_types": sorted(catalogue.known_event_types),
-            "summed_event_types": sorted(catalogue.summed_event_types),
-        },
-        parts={"source": queries.relation(source)},
-    )
-    faults = [Fault(reason, Severity.ROW, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
-    faults += _notices(connection, source, now - lookback)
-    return _store(connection, ContractReport(rows_read, now, tuple(faults)), catalogue, now)
+                found[str(reason)] = (count + len(those), (samples + those["event_id"].tolist())[:SAMPLES_MAX])
+    return rows_read, found
+
+
+def mend_rows(
+    connection: Connection[Any],
+    source: str,
+    catalogue: Catalogue,
+    *,
+    now: datetime,
+    recorded_since: datetime | None = None,
+    looked_at_limit: int | None = None,
+    event_ids: list[str] | None = None,
+) -> int:
+    """Let rows leave quarantine that are right in the source now, or gone from it; returns how many did.
+
+    Looks at all, or at those recorded since then and the latest `looked_at_limit` of the others, or at `event_ids` only.
+    """
+    params = {
+        "now": now,
+        "recorded_since": recorded_since,
+        "looked_at_limit": looked_at_limit,
+        "event_ids": event_ids,
+        "known_event_types": sorted(catalogue.known_event_types),
+        "summed_event_types": sorted(catalogue.summed_event_types),
+    }
+    parts = {"source": queries.relation(source)}
+    return queries.execute(connection, "mend_quarantined_events", params, parts=parts)
+
+
+def judged_since(connection: Connection[Any], overlap: timedelta) -> datetime | None:
+    """From when on rows may not have been validated; None before the first validation that could read the source."""
+    judged = queries.fetch_dicts(connection, "latest_judgement")
+    return judged[0]["cutoff_at"] - overlap if judged else None
 
 
 def latest_report(connection: Connection[Any]) -> ContractReport | None:
@@ -210,7 +251,14 @@ def _quarantine(connection: Connection[Any], bad: pd.DataFrame, now: datetime) -
     )
 
 
-def _store(connection: Connection[Any], report: ContractReport, catalogue: Catalogue, now: datetime) -> ContractReport:
+def _store(
+    connection: Connection[Any],
+    report: ContractReport,
+    catalogue: Catalogue,
+    now: datetime,
+    *,
+    known: list[str] | None = None,
+) -> ContractReport:
     queries.execute(
         connection,
         "record_contract_run",
@@ -221,6 +269,7 @@ def _store(connection: Connection[Any], report: ContractReport, catalogue: Catal
             "rows_read": report.rows_read,
             "faults": Jsonb([asdict(fault) for fault in report.faults]),
             "passed": report.passed,
+            "known_event_types": known,
             "now": now,
         },
     )

@@ -7,7 +7,7 @@ and a test holds the two equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 import pandera.pandas as pa
 import pyarrow
 from psycopg import Connection
-from psycopg.sql import SQL, Literal
+from psycopg.sql import SQL, Composed, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.arrow import read_batches
@@ -34,6 +34,8 @@ _COLUMNS = pyarrow.schema(
         ("occurred_at", pyarrow.string()),
         ("recorded_at", pyarrow.string()),
         ("lag_microseconds", pyarrow.int64()),
+        ("counted", pyarrow.bool_()),
+        ("summed", pyarrow.bool_()),
     ]
 )
 
@@ -55,23 +57,28 @@ ROW_RULES = (
 """Reason codes in order; a row with several faults is quarantined under the first."""
 
 
-def read_chunks(
-    connection: Connection[Any],
-    database_url: str,
-    source: str,
-    *,
-    recorded_since: datetime,
-    occurred_since: datetime | None,
-) -> Iterator[pd.DataFrame]:
-    """The rows recorded or occurred since then, and all without recorded_at, as Arrow-backed frames.
-
-    Raises `DatabaseUnavailable` when the source cannot be read to its end.
-    """
-    statement = SQL(queries.statements()["read_for_contract"]).format(
+def rows_recorded_since(source: str, *, recorded_since: datetime, occurred_since: datetime | None) -> Composed:
+    """The rows recorded or occurred since then, and all without recorded_at."""
+    return SQL(queries.statements()["rows_recorded_since"].rstrip("; ")).format(
         source=queries.relation(source),
         recorded_since=Literal(recorded_since),
         occurred_since=Literal(occurred_since or "infinity"),
     )
+
+
+def rows_in_quarantine(source: str, event_ids: Sequence[str] | None) -> Composed:
+    """The rows of the source that wait in quarantine, or those of `event_ids` that ever were there."""
+    return SQL(queries.statements()["rows_in_quarantine"].rstrip("; ")).format(
+        source=queries.relation(source), event_ids=Literal(None if event_ids is None else list(event_ids))
+    )
+
+
+def read_chunks(connection: Connection[Any], database_url: str, rows: Composed) -> Iterator[pd.DataFrame]:
+    """These rows of the source as Arrow-backed frames.
+
+    Raises `DatabaseUnavailable` when the source cannot be read to its end.
+    """
+    statement = SQL(queries.statements()["read_for_contract"]).format(rows=SQL("({})").format(rows))
     for batch in read_batches(database_url, statement.as_string(connection)):
         yield pyarrow.Table.from_batches([batch]).cast(_COLUMNS).to_pandas(types_mapper=pd.ArrowDtype)
 
@@ -87,7 +94,6 @@ def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
             "event_type": _text(
                 _present("event_type"),
                 _filled("event_type"),
-                pa.Check(lambda c: c.isin(known), name="event_type_unknown"),
             ),
             "quantity": _text(
                 pa.Check(lambda c: ~c.isin(["NaN", "Infinity", "-Infinity"]), name="quantity_not_finite"),
@@ -104,13 +110,23 @@ def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
                 ],
                 nullable=True,
             ),
+            "counted": pa.Column(pd.ArrowDtype(pyarrow.bool_())),
+            "summed": pa.Column(pd.ArrowDtype(pyarrow.bool_()), nullable=True),
         },
-        # Only this rule looks at two columns: a count needs no quantity, a sum does.
-        checks=pa.Check(
-            lambda rows: rows["quantity"].notna() | ~rows["event_type"].isin(summed),
-            name="quantity_missing",
-            ignore_na=False,
-        ),
+        # These look at several columns.  A count needs no quantity, a sum does; and a type that the catalogue has
+        # dropped since is still known in the hours that counted it.
+        checks=[
+            pa.Check(
+                lambda rows: rows["quantity"].notna() | ~rows["summed"].fillna(rows["event_type"].isin(summed)),
+                name="quantity_missing",
+                ignore_na=False,
+            ),
+            pa.Check(
+                lambda rows: rows["event_type"].isna() | rows["event_type"].isin(known) | rows["counted"],
+                name="event_type_unknown",
+                ignore_na=False,
+            ),
+        ],
         strict=True,
         ordered=True,
     )
