@@ -19,11 +19,10 @@ from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
 from billing_pipeline.domain.catalogue import Catalogue
-from billing_pipeline.domain.reach import reach_start
+from billing_pipeline.domain.reach import FUTURE_MAX, reach_start
 from billing_pipeline.domain.windows import hour_of
 from billing_pipeline.errors import ContractBlocked
 from billing_pipeline.usage.row_contract import (
-    FUTURE_MAX,
     ROW_RULES,
     first_faults,
     read_chunks,
@@ -35,8 +34,8 @@ from billing_pipeline.usage.source_contract import source_fault
 
 CONTRACT_VERSION = "1"
 SAMPLES_MAX = 5
-LOOKED_AT_LIMIT = 100_000
-"""Rows of quarantine that a flush looks at again without being told of them; 100,000 take under a second."""
+LOOKED_AT_LIMIT = 50_000
+"""Rows of quarantine that an hourly flush looks at again although nothing recorded them anew."""
 
 
 class Severity(StrEnum):
@@ -108,7 +107,9 @@ def validate_contract(
         occurred_since=None if since else lookback_start,
     )
     rows_read, found = judge_rows(connection, database_url, rows, catalogue, now)
-    mend_rows(connection, source, catalogue, recorded_since=since, looked_at_limit=LOOKED_AT_LIMIT if since else None, now=now)
+    mend_rows(
+        connection, source, catalogue, recorded_since=since, looked_at_limit=LOOKED_AT_LIMIT if since else None, now=now
+    )
     faults = [Fault(reason, Severity.ROW, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
     faults += _notices(connection, source, now - lookback)
     report = ContractReport(rows_read, now, tuple(faults))
@@ -148,7 +149,7 @@ def mend_rows(
 ) -> int:
     """Let rows leave quarantine that are right in the source now, or gone from it; returns how many did.
 
-    Looks at all, or at those recorded since then and the latest `looked_at_limit` of the others, or at `event_ids` only.
+    Looks at all, at those recorded since then and the latest `looked_at_limit` of the others, or at `event_ids` only.
     """
     params = {
         "now": now,

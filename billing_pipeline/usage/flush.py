@@ -64,7 +64,7 @@ class UsageFlow:
         self.clock: Callable[[], datetime] = DatabaseClock(connection)
         self.mark = HighWaterMark(settings.mark_url)
         self.new_sink: Callable[[], MeterSink] = lambda: make_sink(settings)
-        self._database_url = database_url
+        self.database_url = database_url
         self._holder = holder
 
     def take_lease(self) -> Lease:
@@ -99,7 +99,7 @@ class UsageFlow:
         since = None if scope is Scope.FULL else self._not_validated_since()
         return validate_contract(
             self.connection,
-            self._database_url,
+            self.database_url,
             source=self.settings.billing_source_relation,
             catalogue=self.catalogue,
             since=since,

@@ -20,9 +20,9 @@ from psycopg.sql import SQL, Composed, Literal
 from billing_pipeline.database import queries
 from billing_pipeline.database.arrow import read_batches
 from billing_pipeline.domain.catalogue import Catalogue
+from billing_pipeline.domain.reach import FUTURE_MAX
 
-FUTURE_MAX = timedelta(minutes=5)  # Stripe: a meter event may lie at most 5 minutes ahead
-PAST_MAX = timedelta(days=35)  # Stripe: and at most 35 days back
+PAST_MAX = timedelta(days=35)  # Stripe: a meter event may lie at most 35 days back
 _MICROSECOND = timedelta(microseconds=1)
 
 _COLUMNS = pyarrow.schema(

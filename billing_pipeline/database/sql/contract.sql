@@ -103,6 +103,7 @@ SELECT event_id, reason, %(contract_version)s, organization_id, event_type, quan
 -- A row that was put right, or taken away, upstream leaves quarantine by itself, dismissed or not.
 -- Looked at are the rows recorded since then, and of all others the latest `looked_at_limit`; null is every one.  With
 -- event_ids, only those.
+-- The arrays make the planner look up what it needs in the indexes: of a large quarantine it would rather read all.
 WITH looked_at AS (
     SELECT event_id
       FROM (SELECT event_id FROM quarantined_events
@@ -110,30 +111,32 @@ WITH looked_at AS (
              ORDER BY first_seen_at DESC
              LIMIT %(looked_at_limit)s) latest
      UNION
-    SELECT q.event_id
-      FROM {source} s
-      JOIN quarantined_events q ON q.event_id = s.event_id AND q.mended_at IS NULL
-     WHERE s.recorded_at >= %(recorded_since)s
+    SELECT event_id
+      FROM quarantined_events
+     WHERE mended_at IS NULL
+       AND event_id = ANY (ARRAY(SELECT event_id FROM {source} WHERE recorded_at >= %(recorded_since)s))
+), mended AS (
+    SELECT event_id
+      FROM looked_at
+     WHERE NOT EXISTS (
+           SELECT FROM {source} s
+            CROSS JOIN LATERAL (
+                  SELECT EXISTS (SELECT FROM meter_versions) AS any_hour,
+                         EXISTS (SELECT FROM meter_versions v
+                                  WHERE s.event_type = ANY (v.event_types)
+                                    AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at) AS counted,
+                         EXISTS (SELECT FROM meter_versions v
+                                  WHERE s.event_type = ANY (v.event_types) AND v.aggregation <> 'count'
+                                    AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at) AS summed) hour
+            WHERE s.event_id = looked_at.event_id
+              AND (contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
+                                  CASE WHEN hour.any_hour THEN hour.summed
+                                       ELSE s.event_type = ANY (%(summed_event_types)s::text[]) END) IS NOT NULL
+                   OR s.event_type <> ALL (%(known_event_types)s::text[]) AND NOT hour.counted))
 )
-UPDATE quarantined_events q
+UPDATE quarantined_events
    SET mended_at = %(now)s
-  FROM looked_at
- WHERE q.event_id = looked_at.event_id AND q.mended_at IS NULL
-   AND NOT EXISTS (
-       SELECT FROM {source} s
-        CROSS JOIN LATERAL (
-              SELECT EXISTS (SELECT FROM meter_versions) AS any_hour,
-                     EXISTS (SELECT FROM meter_versions v
-                              WHERE s.event_type = ANY (v.event_types)
-                                AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at) AS counted,
-                     EXISTS (SELECT FROM meter_versions v
-                              WHERE s.event_type = ANY (v.event_types) AND v.aggregation <> 'count'
-                                AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at) AS summed) hour
-        WHERE s.event_id = q.event_id
-          AND (contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
-                              CASE WHEN hour.any_hour THEN hour.summed
-                                   ELSE s.event_type = ANY (%(summed_event_types)s::text[]) END) IS NOT NULL
-               OR s.event_type <> ALL (%(known_event_types)s::text[]) AND NOT hour.counted));
+ WHERE mended_at IS NULL AND event_id = ANY (ARRAY(SELECT event_id FROM mended));
 
 -- name: record_contract_run
 INSERT INTO contract_runs (contract_version, catalogue_version, cutoff_at, rows_read, faults, passed, known_event_types,
