@@ -51,7 +51,7 @@ def list_command(
         dismissed = dismissed_rows(flow.connection)
         prices, why_not = _prices(flow, groups)
     if as_json:
-        typer.echo(json.dumps(_as_json(groups, dismissed, prices), indent=2))
+        typer.echo(json.dumps(_as_json(groups, dismissed, prices) | {"no_prices_because": why_not or None}, indent=2))
         return
     _print_groups(groups, dismissed, prices, why_not)
 
@@ -184,7 +184,8 @@ def _print_groups(
         typer.echo(f"  ids    {', '.join(group.event_ids)}{', ...' if group.rows > len(group.event_ids) else ''}")
         for units in group.units:
             typer.echo(f"  units  {_units(units)}")
-        typer.echo(f"  money  {_money(worth(group.units, prices))}")
+        at_least = any(units.unreadable for units in group.units)
+        typer.echo(f"  money  {_money(worth(group.units, prices), at_least=at_least)}")
     if why_not:
         typer.echo(f"\nNo prices: {why_not}")
     typer.echo(
@@ -198,15 +199,16 @@ def _print_groups(
 
 def _units(units: WaitingUnits) -> str:
     if units.meter is None:
-        return f"unknown: no meter counts {_rows(units.rows)} in the hour of its use"
-    unreadable = f"; {units.unreadable:,} of them have no quantity to read" if units.unreadable else ""
-    return f"{units.meter} {amount(units.units)} in {_rows(units.rows)}{unreadable}"
+        return f"unknown for {_rows(units.rows)}: no meter counts such usage in its hour"
+    unreadable = f", of which {units.unreadable:,} without a quantity to read" if units.unreadable else ""
+    return f"{units.meter} {amount(units.units)}, in {_rows(units.rows)}{unreadable}"
 
 
-def _money(cost: dict[str, Decimal] | None) -> str:
+def _money(cost: dict[str, Decimal] | None, *, at_least: bool) -> str:
     if cost is None:
         return "price unknown"
-    return ", ".join(f"{amount(units)} in the minor unit of {currency}" for currency, units in sorted(cost.items()))
+    costs = ", ".join(f"{amount(units)} minor units of {currency}" for currency, units in sorted(cost.items()))
+    return f"at least {costs}" if at_least else costs
 
 
 def _print_event(found: QuarantinedEvent, current: SourceEvent | None) -> None:
@@ -218,7 +220,8 @@ def _print_event(found: QuarantinedEvent, current: SourceEvent | None) -> None:
 
     typer.echo(f"{found.event_id}: {found.status}, {found.reason} (contract version {found.contract_version})")
     typer.echo(f"First seen {found.first_seen_at:%F %H:%M} UTC, last seen so {found.last_seen_at:%F %H:%M} UTC.\n")
-    occurred_at = None if found.occurred_at is None else f"{found.occurred_at:%F %H:%M:%S.%f} UTC"
+    # As PostgreSQL writes the other one.
+    occurred_at = None if found.occurred_at is None else str(found.occurred_at).removesuffix(":00")
     table = Table("", "as found", "in the source now", box=None, pad_edge=False)
     for name, before in (
         ("organization_id", found.organization_id),

@@ -35,7 +35,7 @@ class Place(StrEnum):
     NO_METER_IN_ITS_HOUR = "no_meter_in_its_hour"  # a meter counts its type at other times
     BEFORE_BILLING_START = "before_billing_start"
     OUTSIDE_REACH = "outside_reach"  # occurred too long ago for Stripe; what was counted in time stays counted
-    NOT_JUDGED = "not_judged"  # recorded or mended since the last flush looked
+    NOT_JUDGED_YET = "not_judged_yet"  # recorded or mended since the last flush looked
     NOT_QUARANTINED = "not_quarantined"  # breaks the contract, and is not in quarantine
     COUNTED_AND_QUARANTINED = "counted_and_quarantined"
     NOT_COUNTED = "not_counted"
@@ -73,9 +73,16 @@ class RowAccount:
 def account_for_rows(connection: Connection[Any], *, settings: Settings, now: datetime) -> RowAccount:
     """Put every row of the source within reach in its place, and compare with quarantine and windows.
 
-    Rows that the last validation and aggregation cannot have seen are `not_judged`, bounded by their cutoffs.
+    Rows that the last validation and aggregation cannot have seen are `not_judged_yet`, bounded by their cutoffs.
     """
+    with connection.transaction():
+        queries.execute(connection, "use_working_memory")
+        return _account(connection, settings, now)
+
+
+def _account(connection: Connection[Any], settings: Settings, now: datetime) -> RowAccount:
     overlap = timedelta(seconds=settings.billing_cutoff_overlap_seconds)
+    # Read first: what a stage does from here on only makes rows look newer than they are.
     aggregated = queries.fetch_dicts(connection, "latest_aggregation")[0]["cutoff_at"]
     validated = queries.fetch_dicts(connection, "latest_judgement")
     params = {

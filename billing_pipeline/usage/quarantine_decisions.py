@@ -86,9 +86,7 @@ def dismiss(
                 f"Run `billing-pipeline quarantine retry {' '.join(changed)}` and look again."
             )
         params = {"event_ids": asked, "actor": actor, "reason": reason, "now": now}
-        record_operation(
-            connection, "dismiss_quarantined", actor=actor, reason=reason, now=now, details={"event_ids": asked}
-        )
+        record_operation(connection, "dismiss", actor=actor, reason=reason, now=now, details={"event_ids": asked})
         return queries.execute(connection, "dismiss_quarantined_events", params)
 
     return in_transaction(connection, write, name="The dismissal")

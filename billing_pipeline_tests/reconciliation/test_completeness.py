@@ -246,7 +246,7 @@ def check_places(company, first, second, third):
     copy_events(company.connection, new)
     # What the catalogue leaves out is left out before any flush has seen it.
     expected += Counter(
-        "not_judged" if place(row) in ("counted", "waiting", "dismissed") else place(row) for row in new
+        "not_judged_yet" if place(row) in ("counted", "waiting", "dismissed") else place(row) for row in new
     )
 
     found = company.account()
@@ -313,7 +313,7 @@ def test_a_deleted_row_is_told_and_is_no_fault(flushed):
     assert faults(flushed) == set()
 
 
-def test_what_aggregation_has_seen_and_validation_has_not_is_not_judged(flushed):
+def test_what_aggregation_has_seen_and_validation_has_not_is_not_judged_yet(flushed):
     at = FIRST + 10 * MINUTE
     insert_events(
         flushed.connection,
@@ -322,18 +322,18 @@ def test_what_aggregation_has_seen_and_validation_has_not_is_not_judged(flushed)
     )
     flushed.aggregate(at + HOUR, scope=Scope.TOUCHED)
 
-    assert flushed.account(at + HOUR).rows == {"counted": 3, "waiting": 1, "not_judged": 1}
+    assert flushed.account(at + HOUR).rows == {"counted": 3, "waiting": 1, "not_judged_yet": 1}
     flushed.validate(at + HOUR, since=FIRST - OVERLAP)
     assert flushed.account(at + HOUR).rows == {"counted": 3, "waiting": 2}
 
 
 def test_a_row_mended_by_hand_waits_for_the_next_flush_and_is_no_fault(flushed):
     flushed.connection.execute("UPDATE public.billable_events SET quantity = 5 WHERE event_id = 'bad'")
-    assert flushed.account(FIRST).rows == {"counted": 2, "not_judged": 1}
+    assert flushed.account(FIRST).rows == {"counted": 2, "not_judged_yet": 1}
 
     flushed.validate(FIRST + HOUR, since=FIRST - OVERLAP)
     assert (flushed.account(FIRST + HOUR).rows, faults(flushed, FIRST + HOUR)) == (
-        {"counted": 2, "not_judged": 1},
+        {"counted": 2, "not_judged_yet": 1},
         set(),
     )
 
@@ -344,4 +344,4 @@ def test_a_row_mended_by_hand_waits_for_the_next_flush_and_is_no_fault(flushed):
 def test_before_the_first_flush_nothing_is_judged(company):
     insert_events(company.connection, billable_event(event_type="tokens", occurred_at=FIRST - HOUR))
 
-    assert company.account(FIRST).rows == {"not_judged": 1}
+    assert company.account(FIRST).rows == {"not_judged_yet": 1}

@@ -10,7 +10,8 @@
 WITH definition AS MATERIALIZED (
     SELECT meter, aggregation, valid_from, valid_until, unnest(event_types) AS event_type FROM meter_versions
 ), judged AS (
-    SELECT s.event_id, s.organization_id, s.event_type, s.occurred_at, s.recorded_at,
+    -- OFFSET 0 keeps each verdict from being computed once for every place that asks for it.
+    SELECT s.event_id, s.organization_id, s.event_type, s.occurred_at,
            contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
                EXISTS (SELECT FROM definition d
                         WHERE d.event_type = s.event_type AND d.aggregation <> 'count'
@@ -23,34 +24,44 @@ WITH definition AS MATERIALIZED (
            s.recorded_at >= %(counted_before)s OR coalesce(q.mended_at >= %(counted_before)s, false) AS is_new_to_windows,
            q.event_id IS NOT NULL AND q.mended_at IS NULL AS in_quarantine,
            q.dismissed_at IS NOT NULL AS is_dismissed,
-           (q.organization_id, q.event_type, q.quantity, q.occurred_at) IS NOT DISTINCT FROM
-               (s.organization_id, s.event_type, trim_scale(s.quantity)::text, s.occurred_at) AS is_as_found
+           q.mended_at IS NULL
+               AND (q.organization_id, q.event_type, q.quantity, q.occurred_at) IS NOT DISTINCT FROM
+                   (s.organization_id, s.event_type, trim_scale(s.quantity)::text, s.occurred_at) AS is_as_found
       FROM {source} s
       LEFT JOIN quarantined_events q ON q.event_id = s.event_id
      WHERE s.occurred_at >= {reach_start} OR s.recorded_at >= {recorded_since} OR s.recorded_at IS NULL
+    OFFSET 0
+), one_place AS (
+    SELECT event_id, organization_id, event_type, occurred_at, is_new_to_windows,
+           CASE WHEN event_id IS NULL OR event_id = '' THEN 'without_event_id'
+                WHEN in_quarantine AND NOT (is_right AND is_metered AND occurred_at >= {counted_from})
+                THEN CASE WHEN is_dismissed THEN 'dismissed' ELSE 'waiting' END
+                WHEN in_quarantine
+                THEN CASE WHEN is_new_to_contract OR NOT is_as_found THEN 'not_judged_yet'
+                          ELSE 'counted_and_quarantined' END
+                WHEN NOT is_right OR NOT is_metered AND NOT is_known
+                THEN CASE WHEN is_new_to_contract THEN 'not_judged_yet' ELSE 'not_quarantined' END
+                WHEN occurred_at < {counted_from} THEN 'outside_reach'
+                WHEN occurred_at >= {counted_until} THEN 'not_judged_yet'
+                WHEN is_metered THEN 'counted'
+                WHEN is_known IS NULL OR NOT EXISTS (SELECT FROM definition) THEN 'not_judged_yet'
+                WHEN occurred_at < (SELECT min(valid_from) FROM definition) THEN 'before_billing_start'
+                WHEN EXISTS (SELECT FROM definition d WHERE d.event_type = judged.event_type)
+                THEN 'no_meter_in_its_hour'
+                ELSE 'ignored_event_type' END AS place
+      FROM judged
+    OFFSET 0
 ), placed AS (
-    SELECT organization_id, event_type, date_trunc('hour', occurred_at, 'UTC') AS hour_at, is_new_to_windows, place,
+    -- Whose and when matters only for what is compared with windows, or told.
+    SELECT place, CASE WHEN is_compared THEN organization_id END AS organization_id,
+           CASE WHEN is_compared THEN event_type END AS event_type,
+           CASE WHEN is_compared THEN date_trunc('hour', occurred_at, 'UTC') END AS hour_at,
+           is_compared AND is_new_to_windows AS is_new_to_windows,
            count(*) AS rows,
-           min(event_id) FILTER (WHERE place IN ('not_quarantined', 'counted_and_quarantined')) AS sample
-      FROM (SELECT *,
-                   CASE WHEN event_id IS NULL OR event_id = '' THEN 'without_event_id'
-                        WHEN in_quarantine AND NOT (is_right AND is_metered AND occurred_at >= {counted_from})
-                        THEN CASE WHEN is_dismissed THEN 'dismissed' ELSE 'waiting' END
-                        WHEN in_quarantine
-                        THEN CASE WHEN is_new_to_contract OR NOT is_as_found THEN 'not_judged'
-                                  ELSE 'counted_and_quarantined' END
-                        WHEN NOT is_right OR NOT is_metered AND NOT is_known
-                        THEN CASE WHEN is_new_to_contract THEN 'not_judged' ELSE 'not_quarantined' END
-                        WHEN occurred_at < {counted_from} THEN 'outside_reach'
-                        WHEN occurred_at >= {counted_until} THEN 'not_judged'
-                        WHEN is_metered THEN 'counted'
-                        WHEN is_known IS NULL OR NOT EXISTS (SELECT FROM definition) THEN 'not_judged'
-                        WHEN occurred_at < (SELECT min(valid_from) FROM definition) THEN 'before_billing_start'
-                        WHEN EXISTS (SELECT FROM definition d WHERE d.event_type = judged.event_type)
-                        THEN 'no_meter_in_its_hour'
-                        ELSE 'ignored_event_type' END AS place
-              FROM judged) one
-     GROUP BY organization_id, event_type, hour_at, is_new_to_windows, place
+           min(event_id) FILTER (WHERE place <> 'counted' AND is_compared) AS sample
+      FROM (SELECT *, place IN ('counted', 'not_quarantined', 'counted_and_quarantined') AS is_compared
+              FROM one_place) one
+     GROUP BY 1, 2, 3, 4, 5
 ), compared AS (
     SELECT organization_id, meter, hour_at, coalesce(due.settled, 0) AS settled, coalesce(due.rows, 0) AS rows,
            coalesce(counted.rows, 0) AS counted
@@ -72,7 +83,7 @@ SELECT place, sum(rows)::bigint AS rows, NULL AS offender, NULL AS detail
   FROM (SELECT CASE WHEN p.place = 'counted' AND p.is_new_to_windows
                      AND EXISTS (SELECT FROM behind b
                                   WHERE b.organization_id = p.organization_id AND b.hour_at = p.hour_at)
-                    THEN 'not_judged' ELSE p.place END AS place, p.rows
+                    THEN 'not_judged_yet' ELSE p.place END AS place, p.rows
           FROM placed p) by_place
  GROUP BY place
  UNION ALL

@@ -1,19 +1,22 @@
 -- Quarantine as a person works with it; contract.sql fills and mends it.
 
 -- name: waiting_by_reason
-SELECT reason, count(*) AS rows, count(DISTINCT organization_id) AS organizations, min(first_seen_at) AS oldest_at,
+-- Summed up by organization first: counting distinct ones would sort every row.
+SELECT reason, sum(rows)::bigint AS rows, count(organization_id) AS organizations, min(oldest_at) AS oldest_at,
        ARRAY(SELECT s.event_id
                FROM quarantined_events s
               WHERE s.mended_at IS NULL AND s.dismissed_at IS NULL AND s.reason = q.reason
                 AND (%(organization_id)s::text IS NULL OR s.organization_id = %(organization_id)s)
               ORDER BY s.first_seen_at, s.event_id
               LIMIT %(limit)s) AS event_ids
-  FROM quarantined_events q
- WHERE mended_at IS NULL AND dismissed_at IS NULL
-   AND (%(reason)s::text IS NULL OR reason = %(reason)s)
-   AND (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+  FROM (SELECT reason, organization_id, count(*) AS rows, min(first_seen_at) AS oldest_at
+          FROM quarantined_events
+         WHERE mended_at IS NULL AND dismissed_at IS NULL
+           AND (%(reason)s::text IS NULL OR reason = %(reason)s)
+           AND (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+         GROUP BY reason, organization_id) q
  GROUP BY reason
- ORDER BY count(*) DESC, reason;
+ ORDER BY sum(rows) DESC, reason;
 
 -- name: waiting_units
 -- What waits in Stripe units, by the definitions of each row's hour, or of this one where the row has no time.
