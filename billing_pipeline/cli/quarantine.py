@@ -58,7 +58,10 @@ def list_command(
 
 @app.command()
 def show(event_id: EventId) -> None:
-    """Show one row as it was found and as it is now, the rule it breaks, and what to do."""
+    """Show one row, the rule it breaks and what to do.
+
+    As it was found, and as the source has it now.
+    """
     from billing_pipeline.usage.quarantine import quarantined_event, source_event
 
     with open_ledger() as flow:

@@ -122,8 +122,9 @@ def confirm() -> None:
 
 @app.command()
 def reconcile() -> None:
-    """Show source, ledger and Stripe side by side, and where every row is.
+    """Show source, ledger and Stripe side by side.
 
+    Then where every row of the source is.
     Exits 1 when a difference has no explanation, or a row is in no place or in two.
     """
     from rich.console import Console

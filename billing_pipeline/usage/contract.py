@@ -18,6 +18,7 @@ from psycopg.sql import Composed
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import FUTURE_MAX, reach_start
 from billing_pipeline.domain.windows import hour_of
@@ -160,7 +161,12 @@ def mend_rows(
         "summed_event_types": sorted(catalogue.summed_event_types),
     }
     parts = {"source": queries.relation(source)}
-    return queries.execute(connection, "mend_quarantined_events", params, parts=parts)
+    # A person's retry may meet a flush in the same rows.
+    return in_transaction(
+        connection,
+        lambda: queries.execute(connection, "mend_quarantined_events", params, parts=parts),
+        name="Mending quarantine",
+    )
 
 
 def judged_since(connection: Connection[Any], overlap: timedelta) -> datetime | None:
@@ -236,19 +242,18 @@ def _quarantine(connection: Connection[Any], bad: pd.DataFrame, now: datetime) -
     def column(name: str) -> list[Any]:
         return [None if pd.isna(value) else value for value in named[name].tolist()]
 
-    queries.execute(
-        connection,
-        "quarantine_events",
-        {
-            "event_ids": column("event_id"),
-            "reasons": column("reason"),
-            "organization_ids": column("organization_id"),
-            "event_types": column("event_type"),
-            "quantities": column("quantity"),
-            "occurred_ats": [None if pd.isna(value) else value for value in storable_times(named["occurred_at"])],
-            "contract_version": CONTRACT_VERSION,
-            "now": now,
-        },
+    params = {
+        "event_ids": column("event_id"),
+        "reasons": column("reason"),
+        "organization_ids": column("organization_id"),
+        "event_types": column("event_type"),
+        "quantities": column("quantity"),
+        "occurred_ats": [None if pd.isna(value) else value for value in storable_times(named["occurred_at"])],
+        "contract_version": CONTRACT_VERSION,
+        "now": now,
+    }
+    in_transaction(
+        connection, lambda: queries.execute(connection, "quarantine_events", params), name="Filling quarantine"
     )
 
 

@@ -6,7 +6,9 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from psycopg import sql
 
+from billing_pipeline.database import queries
 from billing_pipeline.domain.prices import UnitPrice
 from billing_pipeline.domain.reasons import REASONS
 from billing_pipeline.errors import Refused, UserError
@@ -319,6 +321,30 @@ def test_rows_that_were_not_validated_while_validation_was_off_are_validated_lat
     assert flow.validate_contract(Scope.TOUCHED).quarantined == 1
 
 
+def test_a_validation_that_could_not_read_the_source_has_judged_nothing(flow):
+    insert_events(flow.connection, billable_event(event_id="bad", quantity=None, occurred_at=flow.clock() - HOUR))
+    flow.connection.execute("ALTER TABLE public.billable_events RENAME TO away")
+    flow.validate_contract()
+    flow.connection.execute("ALTER TABLE public.away RENAME TO billable_events")
+
+    assert flow.validate_contract(Scope.TOUCHED).quarantined == 1
+
+
+def plan_of_hourly_mending(quarantine):
+    statement = queries.statements()["mend_quarantined_events"]
+    params = {
+        "now": quarantine.aggregator.now,
+        "recorded_since": quarantine.aggregator.now,
+        # A small part of the whole, as the limit is of a million rows.
+        "looked_at_limit": 500,
+        "event_ids": None,
+        "known_event_types": ["tokens"],
+        "summed_event_types": ["tokens"],
+    }
+    explained = sql.SQL("EXPLAIN " + statement).format(source=queries.relation(SOURCE))
+    return "\n".join(line for (line,) in quarantine.connection.execute(explained, params).fetchall())
+
+
 @pytest.mark.slow
 def test_a_flush_looks_at_the_latest_of_very_many_and_a_correction_that_is_recorded_is_always_seen(quarantine):
     quarantine.flush()
@@ -334,6 +360,9 @@ def test_a_flush_looks_at_the_latest_of_very_many_and_a_correction_that_is_recor
     )
     quarantine.change("e1", 1)
     quarantine.change("e2", 1, recorded_at=quarantine.aggregator.now)
+
+    quarantine.connection.execute("VACUUM ANALYZE quarantined_events")
+    assert "Seq Scan on quarantined_events" not in plan_of_hourly_mending(quarantine)
 
     quarantine.validate(since=quarantine.aggregator.now)
     assert (quarantine.status("e1"), quarantine.status("e2")) == (Status.WAITING, Status.MENDED)
