@@ -12,6 +12,7 @@
     │   ├── LedgerFrozen           the ledger is frozen until a person releases it
     │   ├── IdentityMismatch       this ledger belongs to another Stripe account or mode
     │   └── ContractBlocked        the contract failed and the setting is fail-closed
+    ├── Refused                    a guard forbids what a person asked for; nothing was changed
     └── StripeRefused              Stripe gave a definitive answer we cannot turn into progress
 
 The type decides what may be retried: only `Unavailable`.
@@ -75,6 +76,12 @@ class IdentityMismatch(GateClosed):
 
 class ContractBlocked(GateClosed):
     """The data contract failed and the pipeline is set to fail closed."""
+
+
+class Refused(BillingError):
+    """A guard forbids what a person asked for; nothing was changed."""
+
+    exit_code = 3
 
 
 class StripeRefused(BillingError):

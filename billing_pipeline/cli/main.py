@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from billing_pipeline.cli import ledger, local, usage
+from billing_pipeline.cli import ledger, local, quarantine, usage
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.cli.validate_contract import validate_contract_command
@@ -30,6 +30,7 @@ app.command("import-events")(import_events_command)
 app.add_typer(usage.app)
 app.command("validate-contract")(validate_contract_command)
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(local.app)
 
 

@@ -13,12 +13,14 @@ import typer
 from billing_pipeline.cli.hints import amount, as_typed
 
 if TYPE_CHECKING:
+    from billing_pipeline.reconciliation.completeness import RowAccount
     from billing_pipeline.settings import Settings
     from billing_pipeline.usage.flush import FlushReport, UsageFlow
 
 app = typer.Typer()
 
 NAMES_SHOWN = 3
+FINDINGS_SHOWN = 10
 
 
 @app.command("stripe-setup")
@@ -121,16 +123,19 @@ def confirm() -> None:
 def reconcile() -> None:
     """Show source, ledger and Stripe side by side.
 
-    Exits 1 when a difference has no explanation.
+    Then where every row of the source is.
+    Exits 1 when a difference has no explanation, or a row is in no place or in two.
     """
     from rich.console import Console
     from rich.table import Table
 
+    from billing_pipeline.reconciliation.completeness import account_for_rows
     from billing_pipeline.reconciliation.reconcile import reconcile as compare
 
     with open_ledger(only_reads=True) as flow:
         report = compare(flow.connection, settings=flow.settings, now=flow.clock())
-    if not report.sides:
+        account = account_for_rows(flow.connection, settings=flow.settings, now=flow.clock())
+    if not report.sides and not account.rows:
         typer.echo("There is nothing to compare yet: no usage in the source, none in the ledger.")
         return
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -147,8 +152,18 @@ def reconcile() -> None:
             side.organization_id, side.meter, *units, ", ".join(reasons.get((side.organization_id, side.meter), []))
         )
     Console(highlight=False).print(table)
-    if report.faults:
+    _print_rows(account)
+    if report.faults or account.faults:
         raise typer.Exit(1)
+
+
+def _print_rows(account: RowAccount) -> None:
+    places = ", ".join(f"{rows:,} {place.replace('_', ' ')}" for place, rows in account.rows.items())
+    typer.echo(f"\nRows of the source within reach: {account.total:,}; {places or 'none'}.")
+    for found in account.findings[:FINDINGS_SHOWN]:
+        typer.echo(f"  {found.place.replace('_', ' ')}: {found.offender}, {found.detail}")
+    if account.faults:
+        typer.echo(as_typed("  `billing-pipeline flush-now --full` judges and counts every row again."))
 
 
 def own_name() -> str:

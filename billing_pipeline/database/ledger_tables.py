@@ -290,7 +290,9 @@ ledger_operations = Table(
     Column("reason", Text, nullable=False),
     Column("details", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("done_at", Instant, nullable=False),
-    CheckConstraint("action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal')", name="action"),
+    CheckConstraint(
+        "action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal', 'dismiss', 'undo_dismissal')", name="action"
+    ),
 )
 
 seals = Table(

@@ -91,6 +91,7 @@ contract_runs = Table(
     Column("rows_read", BigInteger, nullable=False),
     Column("faults", JSONB, nullable=False, comment="per rule: reason, severity, count, sample ids"),
     Column("passed", Boolean, nullable=False, comment="no table fault; row faults are quarantined instead"),
+    Column("known_event_types", ARRAY(Text), comment="that rows were judged by; null: the source was not read"),
     Column("finished_at", Instant, nullable=False, server_default=DATABASE_NOW),
 )
 
@@ -103,10 +104,26 @@ quarantined_events = Table(
     Column("organization_id", Text),
     Column("event_type", Text),
     Column("quantity", Text, comment="as found; may be no number"),
-    Column("occurred_at", Instant),
+    Column("occurred_at", Instant, comment="null: absent, or a time that Python cannot hold"),
     Column("first_seen_at", Instant, nullable=False, server_default=DATABASE_NOW),
     Column("last_seen_at", Instant, nullable=False, server_default=DATABASE_NOW),
-    Column("mended_at", Instant, comment="the row was mended upstream and is counted"),
+    Column("mended_at", Instant, comment="the row was put right, or taken away, upstream"),
+    Column("dismissed_at", Instant, comment="a person decided that the row as found is nobody's usage"),
+    Column("dismissed_by", Text),
+    Column("dismissed_reason", Text),
+    CheckConstraint("num_nonnulls(dismissed_at, dismissed_by, dismissed_reason) IN (0, 3)", name="dismissal"),
+    # Per reason, the oldest first, is how people and the hourly check look at what waits.
+    Index(
+        "quarantined_events_waiting_idx",
+        "reason",
+        "first_seen_at",
+        "event_id",
+        postgresql_where=text("mended_at IS NULL AND dismissed_at IS NULL"),
+    ),
+    # Each flush looks again at what came last of all that is not mended, dismissed or not.
+    Index("quarantined_events_not_mended_idx", "first_seen_at", "event_id", postgresql_where=text("mended_at IS NULL")),
+    # Aggregation counts anew the hours of rows that were mended since its last cutoff.
+    Index("quarantined_events_mended_at_idx", "mended_at", postgresql_where=text("mended_at IS NOT NULL")),
 )
 
 aggregations = Table(

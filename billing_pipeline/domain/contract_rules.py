@@ -208,6 +208,7 @@ RULES: dict[str, Rule] = {
             "quantity_too_many_digits",
             "The quantity has more than 15 digits before the decimal point or more than 12 after it.",
         ),
+        _row("property_missing", "The row lacks the property whose different values a meter of its type counts."),
         _row("occurred_at_missing", "The row has no occurred_at, so it belongs to no hour."),
         _row("recorded_at_missing", "The row has no recorded_at, so no flush would notice it."),
         _row("time_out_of_range", "A time lies outside the years 1 to 9999, or is infinite."),

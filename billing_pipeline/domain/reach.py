@@ -6,10 +6,13 @@ meter event Stripe takes, and from how far ahead of its recording an event may o
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from billing_pipeline.domain.protocol import PAST_LIMIT
 from billing_pipeline.domain.windows import HOUR, hour_of
+
+FUTURE_MAX = timedelta(minutes=5)
+"""A row may have occurred at most this much after it was recorded.  Stripe: a meter event may lie 5 minutes ahead."""
 
 
 def reach_start(now: datetime) -> datetime:

@@ -9,6 +9,7 @@ from decimal import Decimal
 import dagster as dg
 
 from billing_pipeline.domain.contract_rules import Fault
+from billing_pipeline.reconciliation.completeness import RowAccount
 from billing_pipeline.reconciliation.expiry import Expiring
 from billing_pipeline.reconciliation.invariants import Violation
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
@@ -75,6 +76,12 @@ def sides_table(report: ReconciliationReport) -> dg.TableMetadataValue:
         stripe="string",
         differs="string",
     )
+
+
+def rows_table(account: RowAccount) -> dg.TableMetadataValue:
+    """How many rows of the source are in each place."""
+    records = [dg.TableRecord({"place": str(place), "rows": rows}) for place, rows in account.rows.items()]
+    return _table(records, place="string", rows="int")
 
 
 def difference_text(report: ReconciliationReport) -> dg.MarkdownMetadataValue:

@@ -12,9 +12,10 @@ import dagster as dg
 
 from billing_pipeline.domain.contract_rules import Fault
 from billing_pipeline.domain.volume import MeterVolume
-from billing_pipeline.orchestration.metadata import fault_table, quarantine_table, sides_table
+from billing_pipeline.orchestration.metadata import fault_table, quarantine_table, rows_table, sides_table
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.volume_plot import volume_plots
+from billing_pipeline.reconciliation.completeness import RowAccount, account_for_rows
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport, reconcile
 from billing_pipeline.usage.aggregate import AggregationReport
 from billing_pipeline.usage.confirm import ConfirmReport
@@ -141,16 +142,25 @@ def meter_event_confirmations(context: dg.AssetExecutionContext, billing: Billin
 
 @dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[meter_event_confirmations])
 def usage_reconciliation(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
-    """Source, ledger and Stripe side by side for every organization and meter, with each difference named."""
+    """Source, ledger and Stripe side by side for every organization and meter, with each difference named.
 
-    def stage(flow: UsageFlow) -> ReconciliationReport:
-        return reconcile(flow.connection, settings=flow.settings, now=flow.clock())
+    Beside them, where every row of the source is: counted, in quarantine, left out by the catalogue, not judged yet.
+    """
 
-    def describe(report: ReconciliationReport) -> dict[str, Any]:
+    def stage(flow: UsageFlow) -> tuple[ReconciliationReport, RowAccount]:
+        return (
+            reconcile(flow.connection, settings=flow.settings, now=flow.clock()),
+            account_for_rows(flow.connection, settings=flow.settings, now=flow.clock()),
+        )
+
+    def describe(found: tuple[ReconciliationReport, RowAccount]) -> dict[str, Any]:
+        report, account = found
         return {
             "compared": len(report.sides),
             "unexplained": len(report.faults),
             "sides": sides_table(report),
+            "rows_in_no_place_or_two": sum(finding.rows for finding in account.faults),
+            "rows": rows_table(account),
         }
 
     return run_stage(context, billing, stage, describe)

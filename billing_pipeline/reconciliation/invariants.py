@@ -8,17 +8,13 @@ V14 (invoice tie-out) and V15 (webhook inbox) come with the tables they speak of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from psycopg import Connection
-from psycopg.sql import Composable, Literal
 
 from billing_pipeline.database import queries
-from billing_pipeline.database.properties import property_parts
-from billing_pipeline.database.source import read_source
-from billing_pipeline.domain.reach import reach_end, reach_start
-from billing_pipeline.domain.windows import HOUR
+from billing_pipeline.reconciliation.completeness import account_for_rows
 from billing_pipeline.settings import Settings
 
 LEDGER_INVARIANTS = (
@@ -71,30 +67,12 @@ def violations(
     """Every offender of every invariant.  `mark` is the high-water mark's attempt, 0 where there is none."""
     times = settings.protocol_times
     params = {"now": now, "mark": mark, "safe_send": times.safe_send, "absence_after": times.absence_after}
-    return [
-        Violation(invariant, row.offender, row.detail)
-        for invariant in invariants
-        for row in queries.fetch(
-            connection, invariant, Offender, params, parts=_parts(connection, invariant, settings, now)
-        )
-    ]
-
-
-def _parts(
-    connection: Connection[Any], invariant: str, settings: Settings, now: datetime
-) -> dict[str, Composable] | None:
-    if invariant != "v13_completeness":
-        return None
-    overlap = timedelta(seconds=settings.billing_cutoff_overlap_seconds)
-    last = queries.fetch_dicts(connection, "latest_aggregation")[0]["cutoff_at"]
-    return (
-        property_parts(connection)
-        | read_source(connection, settings).parts
-        | {
-            # The oldest hour may have left the reach since it was counted.
-            "reach_start": Literal(reach_start(now) + HOUR),
-            "reach_end": Literal(reach_end(last or now)),
-            # Rows recorded since the last aggregation, or about then, are not counted yet.
-            "counted_before": Literal((last or now) - overlap),
-        }
-    )
+    found = []
+    for invariant in invariants:
+        if invariant == "v13_completeness":
+            account = account_for_rows(connection, settings=settings, now=now)
+            found += [Violation(invariant, row.offender, f"{row.place}: {row.detail}") for row in account.faults]
+        else:
+            rows = queries.fetch(connection, invariant, Offender, params)
+            found += [Violation(invariant, row.offender, row.detail) for row in rows]
+    return found

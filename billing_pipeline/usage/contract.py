@@ -14,22 +14,24 @@ from typing import Any
 
 import pandas as pd
 from psycopg import Connection
+from psycopg.sql import Composed
 from psycopg.types.json import Jsonb
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.source import Source
+from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.contract_rules import SAMPLES_MAX, Fault, Severity, fault
-from billing_pipeline.domain.reach import reach_start
+from billing_pipeline.domain.reach import FUTURE_MAX, reach_start
 from billing_pipeline.domain.windows import hour_of
 from billing_pipeline.errors import ContractBlocked
 from billing_pipeline.usage.row_contract import (
-    FUTURE_MAX,
     ROW_RULES,
     first_faults,
     property_missing,
     read_chunks,
     row_schema,
+    rows_recorded_since,
     storable_times,
 )
 from billing_pipeline.usage.source_contract import SourceFault, remember_shape, source_faults
@@ -37,6 +39,8 @@ from billing_pipeline.usage.source_layout import missing_indexes
 from billing_pipeline.usage.table_contract import table_faults
 
 CONTRACT_VERSION = "1"
+LOOKED_AT_LIMIT = 50_000
+"""Rows of quarantine that an hourly flush looks at again although nothing recorded them anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,13 @@ def validate_contract(
     """Validate the rows recorded since `since`, quarantine the bad ones, store the report: the gate goes by it.
 
     None is the whole lookback, and whatever aggregation may count: also rows that were broken after they were recorded.
+    A catalogue that is not the last validation's is reason to judge the whole lookback, too.
     Reads `source` only; writes `quarantined_events` and `contract_runs`.
     A source that cannot be counted is reported and not read.
     """
+    judged = queries.fetch_dicts(connection, "latest_judgement")
+    if judged and judged[0]["catalogue_version"] != catalogue.version:
+        since = None  # what is known, and what needs a quantity, may be otherwise for every row
     report = examine_source(
         connection,
         database_url,
@@ -109,36 +117,16 @@ def examine_source(
     faults = [as_fault(found) for found in of_source]
     if any(found.blocks for found in of_source):
         return ContractReport(0, now, tuple(faults), source_was_read=False)
-    schema = row_schema(catalogue)
     lookback_start = min(hour_of(now - lookback), reach_start(now))
-    chunks = read_chunks(
-        connection,
-        database_url,
+    rows = rows_recorded_since(
         source,
-        catalogue,
         # A row that was ever good was recorded at most this much before it occurred.
         recorded_since=since or lookback_start - FUTURE_MAX,
         occurred_since=None if since else lookback_start,
     )
-    rows_read = 0
-    found: dict[str, tuple[int, list[str]]] = {}
-    for chunk in chunks:
-        rows_read += len(chunk)
-        bad = first_faults(schema, chunk)
-        if len(bad):
-            _quarantine(connection, bad, now)
-            for reason, rows in bad.groupby("reason"):
-                count, samples = found.get(str(reason), (0, []))
-                found[str(reason)] = (count + len(rows), (samples + rows["event_id"].tolist())[:SAMPLES_MAX])
-    queries.execute(
-        connection,
-        "mend_quarantined_events",
-        {
-            "now": now,
-            "known_event_types": sorted(catalogue.known_event_types),
-            "summed_event_types": sorted(catalogue.summed_event_types),
-        },
-        parts=source.parts | {"property_missing": property_missing(catalogue)},
+    rows_read, found = judge_rows(connection, database_url, rows, catalogue, now)
+    mend_rows(
+        connection, source, catalogue, recorded_since=since, looked_at_limit=LOOKED_AT_LIMIT if since else None, now=now
     )
     faults += [fault(reason, *_counted(found[reason])) for reason in ROW_RULES if reason in found]
     faults += table_faults(
@@ -147,6 +135,64 @@ def examine_source(
     if missing := tuple(str(index) for index in missing_indexes(connection, source, since=lookback_start)):
         faults.append(fault("source_index_missing", len(missing), missing))
     return ContractReport(rows_read, now, tuple(faults))
+
+
+def judge_rows(
+    connection: Connection[Any], database_url: str, rows: Composed, catalogue: Catalogue, now: datetime
+) -> tuple[int, dict[str, tuple[int, list[str]]]]:
+    """Put those of `rows` that break the contract into quarantine.
+
+    Returns how many were read, and by reason how many are bad, with a few of their ids.
+    """
+    schema = row_schema(catalogue)
+    rows_read = 0
+    found: dict[str, tuple[int, list[str]]] = {}
+    for chunk in read_chunks(connection, database_url, catalogue, rows):
+        rows_read += len(chunk)
+        bad = first_faults(schema, chunk)
+        if len(bad):
+            _quarantine(connection, bad, now)
+            for reason, those in bad.groupby("reason"):
+                count, samples = found.get(str(reason), (0, []))
+                found[str(reason)] = (count + len(those), (samples + those["event_id"].tolist())[:SAMPLES_MAX])
+    return rows_read, found
+
+
+def mend_rows(
+    connection: Connection[Any],
+    source: Source,
+    catalogue: Catalogue,
+    *,
+    now: datetime,
+    recorded_since: datetime | None = None,
+    looked_at_limit: int | None = None,
+    event_ids: list[str] | None = None,
+) -> int:
+    """Let rows leave quarantine that are right in the source now, or gone from it; returns how many did.
+
+    Looks at all, at those recorded since then and the latest `looked_at_limit` of the others, or at `event_ids` only.
+    """
+    params = {
+        "now": now,
+        "recorded_since": recorded_since,
+        "looked_at_limit": looked_at_limit,
+        "event_ids": event_ids,
+        "known_event_types": sorted(catalogue.known_event_types),
+        "summed_event_types": sorted(catalogue.summed_event_types),
+    }
+    parts = source.parts | {"property_missing": property_missing(connection, catalogue)}
+    # A person's retry may meet a flush in the same rows.
+    return in_transaction(
+        connection,
+        lambda: queries.execute(connection, "mend_quarantined_events", params, parts=parts),
+        name="Mending quarantine",
+    )
+
+
+def judged_since(connection: Connection[Any], overlap: timedelta) -> datetime | None:
+    """From when on rows may not have been validated; None before the first validation that could read the source."""
+    judged = queries.fetch_dicts(connection, "latest_judgement")
+    return judged[0]["cutoff_at"] - overlap if judged else None
 
 
 def latest_report(connection: Connection[Any]) -> ContractReport | None:
@@ -208,23 +254,28 @@ def _quarantine(connection: Connection[Any], bad: pd.DataFrame, now: datetime) -
     def column(name: str) -> list[Any]:
         return [None if pd.isna(value) else value for value in named[name].tolist()]
 
-    queries.execute(
-        connection,
-        "quarantine_events",
-        {
-            "event_ids": column("event_id"),
-            "reasons": column("reason"),
-            "organization_ids": column("organization_id"),
-            "event_types": column("event_type"),
-            "quantities": column("quantity"),
-            "occurred_ats": [None if pd.isna(value) else value for value in storable_times(named["occurred_at"])],
-            "contract_version": CONTRACT_VERSION,
-            "now": now,
-        },
+    params = {
+        "event_ids": column("event_id"),
+        "reasons": column("reason"),
+        "organization_ids": column("organization_id"),
+        "event_types": column("event_type"),
+        "quantities": column("quantity"),
+        "occurred_ats": [None if pd.isna(value) else value for value in storable_times(named["occurred_at"])],
+        "contract_version": CONTRACT_VERSION,
+        "now": now,
+    }
+    in_transaction(
+        connection, lambda: queries.execute(connection, "quarantine_events", params), name="Filling quarantine"
     )
 
 
-def _store(connection: Connection[Any], report: ContractReport, catalogue: Catalogue, now: datetime) -> ContractReport:
+def _store(
+    connection: Connection[Any],
+    report: ContractReport,
+    catalogue: Catalogue,
+    now: datetime,
+) -> ContractReport:
+    known = sorted(catalogue.known_event_types) if report.source_was_read else None
     queries.execute(
         connection,
         "record_contract_run",
@@ -235,6 +286,7 @@ def _store(connection: Connection[Any], report: ContractReport, catalogue: Catal
             "rows_read": report.rows_read,
             "faults": Jsonb([asdict(fault) for fault in report.faults]),
             "passed": report.passed,
+            "known_event_types": known,
             "now": now,
         },
     )

@@ -35,7 +35,13 @@ from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate
 from billing_pipeline.usage.canary import look_for_canaries, lost_canaries, unproved_without_canary
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline.usage.confirm import ConfirmReport, confirm
-from billing_pipeline.usage.contract import ContractReport, examine_source, require_contract, validate_contract
+from billing_pipeline.usage.contract import (
+    ContractReport,
+    examine_source,
+    judged_since,
+    require_contract,
+    validate_contract,
+)
 from billing_pipeline.usage.cut import CutReport, cut
 from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_reports, read_since
 from billing_pipeline.usage.lease import Lease, acquire, release
@@ -71,7 +77,7 @@ class UsageFlow:
         self.clock: Callable[[], datetime] = DatabaseClock(connection)
         self.mark = HighWaterMark(settings.mark_url)
         self.new_sink: Callable[[], MeterSink] = lambda: make_sink(settings)
-        self._database_url = database_url
+        self.database_url = database_url
         self._holder = holder
 
     def take_lease(self) -> Lease:
@@ -107,10 +113,10 @@ class UsageFlow:
         self.take_lease()
         # The aggregation picks its scope later, so FULL counts as due already when it is within this flush's lease.
         scope = scope or next_scope(self.connection, self.clock() + self._lease_ttl)
-        since = None if scope is Scope.FULL else self._recorded_since()
+        since = None if scope is Scope.FULL else self._not_validated_since()
         return validate_contract(
             self.connection,
-            self._database_url,
+            self.database_url,
             source=self.read_source(),
             catalogue=self.catalogue,
             since=since,
@@ -127,7 +133,7 @@ class UsageFlow:
         self.take_lease()
         report = examine_source(
             self.connection,
-            self._database_url,
+            self.database_url,
             source=self.read_source(),
             catalogue=self.catalogue,
             since=None,
@@ -304,8 +310,11 @@ class UsageFlow:
     def _lookback(self) -> timedelta:
         return timedelta(days=self.settings.stripe_billing_contract_lookback_days)
 
-    def _recorded_since(self) -> datetime | None:
-        return recorded_since(self.connection, timedelta(seconds=self.settings.billing_cutoff_overlap_seconds))
+    def _not_validated_since(self) -> datetime | None:
+        # Aggregation may have gone on while validation was switched off, and the other way round.
+        overlap = timedelta(seconds=self.settings.billing_cutoff_overlap_seconds)
+        aggregated, validated = recorded_since(self.connection, overlap), judged_since(self.connection, overlap)
+        return min(aggregated, validated) if aggregated and validated else None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ and a test holds the two equal.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,15 +17,16 @@ import pandera.pandas as pa
 import pyarrow
 import pyarrow.compute as compute
 from psycopg import Connection
-from psycopg.sql import SQL, Composable, Literal
+from psycopg.sql import SQL, Composable, Composed, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.arrow import ahead, read_batches
+from billing_pipeline.database.properties import kinds_of_counting, property_parts
 from billing_pipeline.database.source import Source
 from billing_pipeline.domain.catalogue import Catalogue
+from billing_pipeline.domain.reach import FUTURE_MAX
 
-FUTURE_MAX = timedelta(minutes=5)  # Stripe: a meter event may lie at most 5 minutes ahead
-PAST_MAX = timedelta(days=35)  # Stripe: and at most 35 days back
+PAST_MAX = timedelta(days=35)  # Stripe: a meter event may lie at most 35 days back
 _MICROSECOND = timedelta(microseconds=1)
 
 _TIME = pyarrow.timestamp("us", tz="UTC")
@@ -42,6 +43,8 @@ _COLUMNS = pyarrow.schema(
         ("occurred_at", _TIME),
         ("recorded_at", _TIME),
         ("property_missing", pyarrow.bool_()),
+        ("counted", pyarrow.bool_()),
+        ("summed", pyarrow.bool_()),
     ]
 )
 
@@ -64,26 +67,42 @@ ROW_RULES = (
 """Reason codes in order; a row with several faults is quarantined under the first."""
 
 
-def read_chunks(
-    connection: Connection[Any],
-    database_url: str,
-    source: Source,
-    catalogue: Catalogue,
-    *,
-    recorded_since: datetime,
-    occurred_since: datetime | None,
-) -> Iterator[pd.DataFrame]:
-    """The rows recorded or occurred since then, and all without recorded_at, as Arrow-backed frames.
-
-    Raises `DatabaseUnavailable` when the source cannot be read to its end.
-    """
-    statement = SQL(queries.statements()["read_for_contract"]).format(
+def rows_recorded_since(source: Source, *, recorded_since: datetime, occurred_since: datetime | None) -> Composed:
+    """The rows recorded or occurred since then, and all without recorded_at."""
+    return queries.part("rows_recorded_since").format(
         source=source.sql,
         recorded_since=Literal(recorded_since),
         occurred_since=Literal(occurred_since or "infinity"),
-        property_missing=property_missing(catalogue),
     )
-    batches = read_batches(database_url, statement.as_string(connection))
+
+
+def rows_in_quarantine(source: Source, event_ids: Sequence[str] | None) -> Composed:
+    """The rows of the source that wait in quarantine, or those of `event_ids` that ever were there."""
+    asked = Literal(None if event_ids is None else list(event_ids))
+    return queries.part("rows_in_quarantine").format(**source.parts, event_ids=asked)
+
+
+def statement_of(connection: Connection[Any], catalogue: Catalogue, rows: Composable) -> str:
+    """What is read of these rows of the source, ready to be sent."""
+    return (
+        queries.part("read_for_contract")
+        .format(
+            rows=SQL("({})").format(rows),
+            known_event_types=Literal(sorted(catalogue.known_event_types)),
+            property_missing=property_missing(connection, catalogue),
+        )
+        .as_string(connection)
+    )
+
+
+def read_chunks(
+    connection: Connection[Any], database_url: str, catalogue: Catalogue, rows: Composable
+) -> Iterator[pd.DataFrame]:
+    """These rows of the source as Arrow-backed frames.
+
+    Raises `DatabaseUnavailable` when the source cannot be read to its end.
+    """
+    batches = read_batches(database_url, statement_of(connection, catalogue, rows))
     # The next chunk is read and converted while this one is judged: both work without the interpreter's lock.
     return ahead(_frame(batch) for batch in batches)
 
@@ -94,12 +113,15 @@ def _frame(batch: pyarrow.RecordBatch) -> pd.DataFrame:
     return table.append_column("lag_microseconds", lag).to_pandas(types_mapper=pd.ArrowDtype)
 
 
-def property_missing(catalogue: Catalogue) -> Composable:
-    """Whether a row lacks a property that a meter of today's catalogue counts by, as SQL over the source as `s`."""
-    if not catalogue.needed_properties:
+def property_missing(connection: Connection[Any], catalogue: Catalogue) -> Composable:
+    """Whether a row lacks a property that a meter counts by, as SQL over the source as `s`."""
+    by_hour = property_parts(connection)["property_missing"]
+    if not catalogue.needed_properties and not kinds_of_counting(connection)["unique_values"]:
         return SQL("false")
     needed = [{"event_type": kind, "property": name} for kind, name in sorted(catalogue.needed_properties)]
-    return queries.part("needed_property_is_missing").format(needed_properties=Literal(json.dumps(needed)))
+    return queries.part("missing_property").format(
+        property_is_missing=by_hour, needed_properties=Literal(json.dumps(needed))
+    )
 
 
 def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
@@ -113,7 +135,6 @@ def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
             "event_type": _text(
                 _present("event_type"),
                 _filled("event_type"),
-                pa.Check(lambda c: c.isin(known), name="event_type_unknown"),
             ),
             "quantity": _text(
                 pa.Check(lambda c: ~c.isin(["NaN", "Infinity", "-Infinity"]), name="quantity_not_finite"),
@@ -133,13 +154,23 @@ def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
                 ],
                 nullable=True,
             ),
+            "counted": pa.Column(pd.ArrowDtype(pyarrow.bool_())),
+            "summed": pa.Column(pd.ArrowDtype(pyarrow.bool_()), nullable=True),
         },
-        # Only this rule looks at two columns: a count needs no quantity, a sum does.
-        checks=pa.Check(
-            lambda rows: rows["quantity"].notna() | ~rows["event_type"].isin(summed),
-            name="quantity_missing",
-            ignore_na=False,
-        ),
+        # These look at several columns.  A count needs no quantity, a sum does; and a type that the catalogue has
+        # dropped since is still known in the hours that counted it.
+        checks=[
+            pa.Check(
+                lambda rows: rows["quantity"].notna() | ~rows["summed"].fillna(rows["event_type"].isin(summed)),
+                name="quantity_missing",
+                ignore_na=False,
+            ),
+            pa.Check(
+                lambda rows: rows["event_type"].isna() | rows["event_type"].isin(known) | rows["counted"],
+                name="event_type_unknown",
+                ignore_na=False,
+            ),
+        ],
         strict=True,
         ordered=True,
     )

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing_pipeline.domain.differences import Difference, DifferenceKind, Sides
-from billing_pipeline.orchestration.metadata import CELL_MAX, quarantine_table, sides_table
+from billing_pipeline.orchestration.metadata import CELL_MAX, quarantine_table, rows_table, sides_table
+from billing_pipeline.reconciliation.completeness import Place, RowAccount
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
 from billing_pipeline.usage.contract import Fault, Severity
 
@@ -37,3 +38,9 @@ def test_the_quarantine_is_shown_by_reason_and_fits():
 
     assert rows(table) == [{"reason": "quantity_negative", "events": 3, "samples": f"{long_id[:CELL_MAX]}…"}]
     assert [column.name for column in table.schema.columns] == ["reason", "events", "samples"]
+
+
+def test_the_places_of_all_rows_are_shown():
+    account = RowAccount({Place.COUNTED: 7, Place.WAITING: 2}, ())
+
+    assert rows(rows_table(account)) == [{"place": "counted", "rows": 7}, {"place": "waiting", "rows": 2}]

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing_pipeline.domain.catalogue import parse_catalogue
+from billing_pipeline.domain.reach import FUTURE_MAX
 from billing_pipeline.errors import ContractBlocked
 from billing_pipeline.usage.contract import (
     latest_report,
@@ -17,7 +18,7 @@ from billing_pipeline.usage.contract import (
     rows_in_quarantine,
     validate_contract,
 )
-from billing_pipeline.usage.row_contract import FUTURE_MAX, PAST_MAX, ROW_RULES
+from billing_pipeline.usage.row_contract import PAST_MAX, ROW_RULES
 from billing_pipeline.usage.source_contract import require_countable
 from billing_pipeline_tests.builders import NOON, billable_event, copy_events, insert_events, source_of
 

@@ -21,7 +21,8 @@ SELECT (SELECT coalesce(sum(target), 0) FROM usage_windows WHERE stripe_customer
        count(*) FILTER (WHERE state = 'ambiguous') AS entries_ambiguous,
        date_trunc('second', %(now)s - min(first_attempt_at) FILTER (WHERE state = 'ambiguous')) AS oldest_ambiguous,
        coalesce(sum(value) FILTER (WHERE state = 'accepted'), 0) AS units_unconfirmed,
-       (SELECT count(*) FROM quarantined_events WHERE mended_at IS NULL) AS events_quarantined
+       (SELECT count(*) FROM quarantined_events
+         WHERE mended_at IS NULL AND dismissed_at IS NULL) AS events_quarantined
   FROM ledger_entries
  WHERE NOT settled OR hold_reason IS NOT NULL;
 

@@ -1,6 +1,6 @@
 -- The ledger's invariants: each statement returns zero rows, or names the offenders.
 -- They run after every step of the fault tests and hourly as asset checks; the numbers are those of docs/architecture.md.
--- Every statement answers (offender, detail), so that one reader serves all.
+-- Every statement answers (offender, detail), so that one reader serves all; v13's is in completeness.sql.
 
 -- name: v01_conservation
 -- A closed, quiet, unsealed window that nobody holds states exactly what the source says.
@@ -120,37 +120,6 @@ SELECT 'entry ' || e.entry_id AS offender, format('slot %%s outside %%s to %%s',
 SELECT 'entry ' || entry_id AS offender, format('ambiguous since %%s', first_attempt_at) AS detail
   FROM ledger_entries
  WHERE state = 'ambiguous' AND first_attempt_at < %(now)s - interval '36 hours'
- LIMIT 100;
-
--- name: v13_completeness
--- Every row of the source in reach is in exactly one of: counted, in quarantine, excluded by the catalogue of its hour.
--- Two sums per organization and hour: what the rows say, and what the windows counted.
-WITH source AS (
-    SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC') AS hour_at, v.meter,
-           count(*) FILTER (WHERE s.fault IS NULL) AS rows
-      FROM (SELECT event_id, organization_id, event_type, occurred_at, {properties} AS properties,
-                   contract_fault(event_id, organization_id, event_type, quantity, occurred_at, recorded_at,
-                       EXISTS (SELECT FROM meter_versions n
-                                WHERE event_type = ANY (n.event_types) AND n.aggregation NOT IN ('count', 'unique')
-                                  AND tstzrange(n.valid_from, n.valid_until) @> occurred_at),
-                       {property_missing}) AS fault
-              FROM {source} s
-             WHERE occurred_at >= {reach_start} AND occurred_at < {reach_end} AND recorded_at < {counted_before}) s
-      JOIN (SELECT meter, choices, valid_from, valid_until, unnest(event_types) AS event_type FROM meter_versions) v
-        ON v.event_type = s.event_type AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at
-       AND (v.choices IS NULL OR s.properties @> ANY (v.choices))
-     WHERE NOT EXISTS (SELECT FROM quarantined_events q WHERE q.event_id = s.event_id AND q.mended_at IS NULL)
-     GROUP BY 1, 2, 3
-), counted AS (
-    SELECT organization_id, date_trunc('hour', starts_at, 'UTC') AS hour_at, meter, sum(event_count) AS rows
-      FROM usage_windows
-     WHERE starts_at >= {reach_start}
-     GROUP BY 1, 2, 3
-)
-SELECT format('%%s %%s %%s', organization_id, meter, hour_at) AS offender,
-       format('%%s rows in the source, %%s counted', coalesce(source.rows, 0), coalesce(counted.rows, 0)) AS detail
-  FROM source FULL JOIN counted USING (organization_id, hour_at, meter)
- WHERE coalesce(source.rows, 0) > coalesce(counted.rows, 0)
  LIMIT 100;
 
 -- name: v16_customers_share_an_organization

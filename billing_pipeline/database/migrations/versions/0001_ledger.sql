@@ -52,12 +52,14 @@ CREATE TABLE billing_pipeline.contract_runs (
     rows_read BIGINT NOT NULL,
     faults JSONB NOT NULL,
     passed BOOLEAN NOT NULL,
+    known_event_types TEXT[],
     finished_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT contract_runs_pkey PRIMARY KEY (contract_run_id)
 );
 COMMENT ON COLUMN billing_pipeline.contract_runs.cutoff_at IS 'rows recorded before this were read';
 COMMENT ON COLUMN billing_pipeline.contract_runs.faults IS 'per rule: reason, severity, count, sample ids';
 COMMENT ON COLUMN billing_pipeline.contract_runs.passed IS 'no table fault; row faults are quarantined instead';
+COMMENT ON COLUMN billing_pipeline.contract_runs.known_event_types IS 'that rows were judged by; null: the source was not read';
 
 CREATE TABLE billing_pipeline.quarantined_events (
     event_id TEXT NOT NULL,
@@ -70,10 +72,19 @@ CREATE TABLE billing_pipeline.quarantined_events (
     first_seen_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
     last_seen_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
     mended_at TIMESTAMPTZ,
-    CONSTRAINT quarantined_events_pkey PRIMARY KEY (event_id)
+    dismissed_at TIMESTAMPTZ,
+    dismissed_by TEXT,
+    dismissed_reason TEXT,
+    CONSTRAINT quarantined_events_pkey PRIMARY KEY (event_id),
+    CONSTRAINT quarantined_events_dismissal_check CHECK (num_nonnulls(dismissed_at, dismissed_by, dismissed_reason) IN (0, 3))
 );
+CREATE INDEX quarantined_events_mended_at_idx ON billing_pipeline.quarantined_events (mended_at) WHERE mended_at IS NOT NULL;
+CREATE INDEX quarantined_events_not_mended_idx ON billing_pipeline.quarantined_events (first_seen_at, event_id) WHERE mended_at IS NULL;
+CREATE INDEX quarantined_events_waiting_idx ON billing_pipeline.quarantined_events (reason, first_seen_at, event_id) WHERE mended_at IS NULL AND dismissed_at IS NULL;
 COMMENT ON COLUMN billing_pipeline.quarantined_events.quantity IS 'as found; may be no number';
-COMMENT ON COLUMN billing_pipeline.quarantined_events.mended_at IS 'the row was mended upstream and is counted';
+COMMENT ON COLUMN billing_pipeline.quarantined_events.occurred_at IS 'null: absent, or a time that Python cannot hold';
+COMMENT ON COLUMN billing_pipeline.quarantined_events.mended_at IS 'the row was put right, or taken away, upstream';
+COMMENT ON COLUMN billing_pipeline.quarantined_events.dismissed_at IS 'a person decided that the row as found is nobody''s usage';
 
 CREATE TABLE billing_pipeline.aggregations (
     aggregation_id BIGINT GENERATED ALWAYS AS IDENTITY,
@@ -295,7 +306,7 @@ CREATE TABLE billing_pipeline.ledger_operations (
     details JSONB DEFAULT '{}'::jsonb NOT NULL,
     done_at TIMESTAMPTZ NOT NULL,
     CONSTRAINT ledger_operations_pkey PRIMARY KEY (operation_id),
-    CONSTRAINT ledger_operations_action_check CHECK (action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal'))
+    CONSTRAINT ledger_operations_action_check CHECK (action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal', 'dismiss', 'undo_dismissal'))
 );
 COMMENT ON COLUMN billing_pipeline.ledger_operations.actor IS 'who did it; the pipeline itself for a freeze';
 

@@ -1,0 +1,39 @@
+"""Reads what a unit of a meter costs at Stripe, where that is one number.
+
+Asked to say what waiting usage is worth.  A meter with several active prices, with tiers or with packages has no price
+of its own: what a unit costs depends on the customer or on the quantity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+import stripe
+
+from billing_pipeline.domain.prices import UnitPrice
+from billing_pipeline.settings import Settings
+from billing_pipeline.stripe_api.client import translated_errors
+
+
+def unit_prices(
+    client: stripe.StripeClient, settings: Settings, meter_ids: Mapping[str, str]
+) -> dict[str, UnitPrice | None]:
+    """By event name, the one active metered price per unit, or None; `meter_ids` are Stripe's, by event name.
+
+    Raises `StripeUnavailable` or `StripeRefused`.
+    """
+    prices = {}
+    with translated_errors(settings):
+        for event_name, meter_id in meter_ids.items():
+            # Two are enough to know that there is not one.
+            found = client.v1.prices.list({"active": True, "recurring": {"meter": meter_id}, "limit": 2}).data
+            prices[event_name] = _unit_price(found[0]) if len(found) == 1 else None
+    return prices
+
+
+def _unit_price(price: stripe.Price) -> UnitPrice | None:
+    is_per_unit = price.billing_scheme == "per_unit" and price.transform_quantity is None
+    if not is_per_unit or price.unit_amount_decimal is None:
+        return None
+    return UnitPrice(price.currency, Decimal(price.unit_amount_decimal))
