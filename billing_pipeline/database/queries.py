@@ -1,6 +1,7 @@
 """Loads the named statements of `sql/*.sql` and runs them.
 
-A statement begins with `-- name: some_name`; the comment lines below it say why it is written that way.
+A statement begins with `-- name: some_name`, a part of several with `-- part: some_name`; the comment lines below it
+say why it is written that way.
 The same name is used by the function that runs it and by the test that proves it, so one search finds all three.
 """
 
@@ -18,31 +19,38 @@ from psycopg.sql import SQL, Composable, Composed, Identifier
 
 Row = TypeVar("Row")
 
-_NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
+_NAME = re.compile(r"^-- (name|part): (\w+)\s*$", re.MULTILINE)
+_COMMENT = re.compile(r"\A(--.*\n)+")
+
+
+def statements() -> dict[str, LiteralString]:
+    """Every named statement of the package, by name."""
+    return _named("name")
+
+
+def part(name: str) -> SQL:
+    """A named part of other statements."""
+    return SQL(_named("part")[name])
 
 
 @cache
-def statements() -> dict[str, LiteralString]:
-    """Every named statement of the package, by name."""
+def _named(kind: str) -> dict[str, LiteralString]:
     found: dict[str, LiteralString] = {}
     for file in sorted(resources.files("billing_pipeline.database").joinpath("sql").iterdir(), key=lambda f: f.name):
         parts = _NAME.split(file.read_text(encoding="utf-8"))
-        for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        for marked, name, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+            if marked != kind:
+                continue
             if name in found:
                 raise ValueError(f"two statements are named {name}; the second is in {file.name}")
             # The text comes from our own package data, never from a user.
-            found[name] = cast(LiteralString, body.strip())
+            found[name] = cast(LiteralString, body.strip() if kind == "name" else _COMMENT.sub("", body.strip()))
     return found
 
 
 def relation(qualified_name: str) -> Composed:
     """A table or view name such as `public.billable_events`, quoted part by part."""
     return SQL(".").join(Identifier(part) for part in qualified_name.split("."))
-
-
-def part(name: str) -> SQL:
-    """A named part of other statements."""
-    return SQL(statements()[name])
 
 
 def _compose(name: str, parts: Mapping[str, Composable] | None) -> Composed | SQL:

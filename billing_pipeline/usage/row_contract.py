@@ -85,7 +85,7 @@ def rows_in_quarantine(source: Source, event_ids: Sequence[str] | None) -> Compo
 def statement_of(connection: Connection[Any], catalogue: Catalogue, rows: Composable) -> str:
     """What is read of these rows of the source, ready to be sent."""
     return (
-        queries.part("read_for_contract")
+        SQL(queries.statements()["read_for_contract"])
         .format(
             rows=SQL("({})").format(rows),
             known_event_types=Literal(sorted(catalogue.known_event_types)),
@@ -146,6 +146,8 @@ def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
             "property_missing": pa.Column(
                 pd.ArrowDtype(pyarrow.bool_()), pa.Check(lambda c: ~c, name="property_missing"), nullable=False
             ),
+            "counted": pa.Column(pd.ArrowDtype(pyarrow.bool_())),
+            "summed": pa.Column(pd.ArrowDtype(pyarrow.bool_()), nullable=True),
             "lag_microseconds": pa.Column(
                 pd.ArrowDtype(pyarrow.int64()),
                 [
@@ -154,8 +156,6 @@ def row_schema(catalogue: Catalogue) -> pa.DataFrameSchema:
                 ],
                 nullable=True,
             ),
-            "counted": pa.Column(pd.ArrowDtype(pyarrow.bool_())),
-            "summed": pa.Column(pd.ArrowDtype(pyarrow.bool_()), nullable=True),
         },
         # These look at several columns.  A count needs no quantity, a sum does; and a type that the catalogue has
         # dropped since is still known in the hours that counted it.

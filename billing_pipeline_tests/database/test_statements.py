@@ -8,7 +8,7 @@ from psycopg import Connection, Error
 from psycopg.errors import UndefinedColumn
 
 from billing_pipeline.database.connection import connect
-from billing_pipeline.database.queries import statements
+from billing_pipeline.database.queries import part, statements
 from billing_pipeline_tests.fix_postgres import fresh_database
 
 PARAMETER = re.compile(r"%\((\w+)\)s")
@@ -17,6 +17,16 @@ PREPARABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "WITH")
 INSTANT = re.compile(r"now|since|.*_(at|start|end|before|after|since|until)")
 INTERVAL = re.compile(r"(entry_)?lease|safe_send|absence_after|.*_(age|max|interval)")
 """Values that the driver sends with these types, known by their names; the others PostgreSQL infers from their use."""
+PARTS = {
+    "fault": "fault_of_row",
+    "rows": "rows_of_all_hours",
+    "counted": "counted_whole",
+    "quantity": "quantity_of_period_levels",
+    "property_missing": "missing_property",
+    "filtered_meters": "meters_by_filter",
+}
+"""Places whose part has another name, or is one of several."""
+NULLS = {"properties": "s.properties", "looked_at_singly": "true", "an_id": "NULL::text"}
 
 
 def type_of(name: str) -> str:
@@ -34,8 +44,16 @@ def composed(statement: str) -> str:
     body = re.sub(r"\A(--.*\n|\s)+", "", statement).rstrip("; \n")
     fields = {field for _, field, _, _ in Formatter().parse(body) if field}
     relations = set(RELATION.findall(body))
-    parts = {name: "public.billable_events" if name in relations else null(name) for name in fields}
+    parts = {name: part_of(name, is_relation=name in relations) for name in fields}
     return body.format(**parts) if fields else body
+
+
+def part_of(name: str, *, is_relation: bool) -> str:
+    """What may stand in this place: a part of the package where one is for it, else a relation or a null."""
+    try:
+        return composed(part(PARTS.get(name, name))._obj)
+    except KeyError:
+        return "public.billable_events" if is_relation else NULLS.get(name) or null(name)
 
 
 def check(connection: Connection, statement: str) -> str:

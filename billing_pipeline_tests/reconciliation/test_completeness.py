@@ -20,7 +20,7 @@ from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.aggregate import Scope, aggregate
 from billing_pipeline.usage.contract import validate_contract
-from billing_pipeline_tests.builders import billable_event, copy_events, insert_events
+from billing_pipeline_tests.builders import billable_event, copy_events, insert_events, source_of
 from billing_pipeline_tests.fix_postgres import fresh_database
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -173,7 +173,7 @@ class Company:
         validate_contract(
             self.connection,
             self.database_url,
-            source="public.billable_events",
+            source=source_of(self.connection),
             catalogue=catalogue,
             since=since,
             lookback=30 * DAY,
@@ -183,7 +183,7 @@ class Company:
     def aggregate(self, at, *, scope=Scope.FULL, catalogue=BEFORE):
         aggregate(
             self.connection,
-            source="public.billable_events",
+            source=source_of(self.connection),
             catalogue=catalogue,
             start_at=BILLING_START,
             overlap=OVERLAP,

@@ -20,7 +20,7 @@ import pytest
 from billing_pipeline.domain.catalogue import parse_catalogue
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.contract import validate_contract
-from billing_pipeline_tests.builders import copy_events
+from billing_pipeline_tests.builders import copy_events, source_of
 
 ROWS = 100_000
 NOW = datetime(2026, 3, 31, 15, 20, tzinfo=UTC)
@@ -275,7 +275,7 @@ def test_a_hundred_thousand_rows_of_every_kind(aggregator, database_url):
         return validate_contract(
             connection,
             database_url,
-            source="public.billable_events",
+            source=source_of(connection),
             catalogue=CATALOGUE,
             since=since,
             lookback=timedelta(days=30),

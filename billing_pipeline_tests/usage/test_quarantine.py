@@ -22,10 +22,9 @@ from billing_pipeline.usage.quarantine import (
     worth,
 )
 from billing_pipeline.usage.quarantine_decisions import dismiss, judge_again
-from billing_pipeline_tests.builders import NOON, billable_event, insert_events
+from billing_pipeline_tests.builders import NOON, billable_event, insert_events, source_of
 from billing_pipeline_tests.fix_aggregation import catalogue_of
 
-SOURCE = "public.billable_events"
 TOKENS = '[meters.tokens]\nevent_types = ["tokens", "call"]\naggregation = "sum"\nunit_scale = "0.5"\n'
 CALLS = '[meters.calls]\nevent_types = ["call"]\naggregation = "count"\nunit_scale = 10\n'
 FAXES = '[meters.faxes]\nevent_types = ["fax"]\naggregation = "sum"\n'
@@ -53,7 +52,7 @@ class Quarantine:
         return validate_contract(
             self.connection,
             self.database_url,
-            source=SOURCE,
+            source=source_of(self.connection),
             catalogue=self.aggregator.catalogue,
             since=since,
             lookback=timedelta(days=30),
@@ -64,7 +63,7 @@ class Quarantine:
         return judge_again(
             self.connection,
             self.database_url,
-            source=SOURCE,
+            source=source_of(self.connection),
             catalogue=self.aggregator.catalogue,
             event_ids=event_ids,
             actor="Ada",
@@ -72,7 +71,14 @@ class Quarantine:
         )
 
     def dismiss(self, *event_ids, reason="a test run of theirs"):
-        return dismiss(self.connection, event_ids, source=SOURCE, actor="Ada", reason=reason, now=self.aggregator.now)
+        return dismiss(
+            self.connection,
+            event_ids,
+            source=source_of(self.connection),
+            actor="Ada",
+            reason=reason,
+            now=self.aggregator.now,
+        )
 
     def status(self, event_id):
         return quarantined_event(self.connection, event_id).status
@@ -335,7 +341,9 @@ def plan_of_hourly_mending(quarantine):
         "known_event_types": ["tokens"],
         "summed_event_types": ["tokens"],
     }
-    explained = sql.SQL("EXPLAIN " + statement).format(source=queries.relation(SOURCE))
+    explained = sql.SQL("EXPLAIN " + statement).format(
+        **source_of(quarantine.connection).parts, property_missing=sql.SQL("false")
+    )
     return "\n".join(line for (line,) in quarantine.connection.execute(explained, params).fetchall())
 
 

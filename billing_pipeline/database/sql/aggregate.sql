@@ -53,8 +53,8 @@ SELECT coalesce(bool_or(choices IS NOT NULL OR property IS NOT NULL), false) AS 
        coalesce(bool_or(aggregation = 'unique'), false) AS unique_values
   FROM meter_versions;
 
--- name: property_is_missing
--- A part of other statements, which call the source s.
+-- part: property_is_missing
+-- Of a row of the source, called s.
 EXISTS (SELECT FROM meter_versions n
          WHERE n.property IS NOT NULL AND s.event_type = ANY (n.event_types)
            AND tstzrange(n.valid_from, n.valid_until) @> s.occurred_at
@@ -87,15 +87,6 @@ SELECT m.organization_id, date_trunc('hour', e.edge_at, 'UTC')
   JOIN customer_mappings m ON m.stripe_customer_id = e.stripe_customer_id
  WHERE e.synced_at >= {since} AND e.edge_at >= {reach_start} AND e.edge_at < {reach_end};
 
--- name: find_all_hours
--- The full scope: every hour of the reach that has rows or windows.
-CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
-SELECT organization_id, hour_at FROM hour_sums
-UNION
-SELECT organization_id, date_trunc('hour', starts_at, 'UTC')
-  FROM usage_windows
- WHERE starts_at >= {reach_start};
-
 -- name: analyze_touched_hours
 -- A temporary table has no statistics of its own accord, and without them the plans below are guesses.
 ANALYZE touched_hours;
@@ -103,14 +94,14 @@ ANALYZE touched_hours;
 -- name: first_touched_hour
 SELECT min(hour_at) AS first_hour_at FROM touched_hours;
 
--- name: rows_of_all_hours
--- A part of other statements: the source in the full scope.
+-- part: rows_of_all_hours
+-- the source in the full scope.
 (SELECT date_trunc('hour', occurred_at, 'UTC') AS hour_at, *
    FROM {source} s
   WHERE occurred_at >= {first_hour} AND occurred_at < {reach_end})
 
--- name: rows_of_touched_hours
--- A part of other statements.  Both kinds of condition are here on purpose: the planner probes the index on occurred_at
+-- part: rows_of_touched_hours
+-- Both kinds of condition are here on purpose: the planner probes the index on occurred_at
 -- for a few hours, and hashes one scan for many.
 (SELECT h.hour_at, s.*
    FROM (SELECT DISTINCT hour_at FROM touched_hours) h
@@ -118,8 +109,8 @@ SELECT min(hour_at) AS first_hour_at FROM touched_hours;
     AND s.occurred_at >= h.hour_at AND s.occurred_at < h.hour_at + interval '1 hour'
   WHERE s.occurred_at >= {first_hour} AND s.occurred_at < {reach_end})
 
--- name: fault_of_row
--- A part of other statements, which call the source s.
+-- part: fault_of_row
+-- Of a row of the source, called s.
 contract_fault(s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
                EXISTS (SELECT FROM meter_versions v
                         WHERE s.event_type = ANY (v.event_types) AND v.aggregation NOT IN ('count', 'unique')
@@ -138,6 +129,15 @@ SELECT organization_id, hour_at, event_type, sum(quantity) AS quantity, count(*)
 
 -- name: analyze_hour_sums
 ANALYZE hour_sums;
+
+-- name: find_all_hours
+-- The full scope: every hour of the reach that has rows or windows.
+CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
+SELECT organization_id, hour_at FROM hour_sums
+UNION
+SELECT organization_id, date_trunc('hour', starts_at, 'UTC')
+  FROM usage_windows
+ WHERE starts_at >= {reach_start};
 
 -- name: find_period_parts
 -- The hours that a billing period's edge cuts, part by part; the edge belongs to the later one.
@@ -178,8 +178,8 @@ ANALYZE split_hours;
 -- Whether any row must be: in an hour that is split, or of a type that some meter does not just add up.
 SELECT EXISTS (SELECT FROM split_hours) OR EXISTS (SELECT FROM meter_versions WHERE {not_added_up}) AS found;
 
--- name: not_added_up
--- A part of other statements, about meter_versions.
+-- part: not_added_up
+-- Of a row of meter_versions.
 (choices IS NOT NULL OR aggregation NOT IN ('sum', 'count'))
 
 -- name: read_usage_rows
@@ -196,8 +196,8 @@ SELECT organization_id, hour_at, event_type, quantity, occurred_at, recorded_at,
 -- name: analyze_usage_rows
 ANALYZE usage_rows;
 
--- name: metered_rows
--- A part of other statements: the rows looked at singly in touched hours, once for each meter that counts them so, with
+-- part: metered_rows
+-- the rows looked at singly in touched hours, once for each meter that counts them so, with
 -- whose they are and the part of the hour they lie in.
 SELECT r.organization_id, r.hour_at, r.quantity, r.occurred_at, r.recorded_at, r.properties ->> v.property AS value,
        v.meter, v.aggregation, m.mapping_id, m.stripe_customer_id,
@@ -215,16 +215,16 @@ SELECT r.organization_id, r.hour_at, r.quantity, r.occurred_at, r.recorded_at, r
    AND p.hour_at = r.hour_at AND r.occurred_at >= p.starts_at AND r.occurred_at < p.ends_at
  WHERE r.fault IS NULL
 
--- name: counted_singly
--- A part of count_windows: what is counted row by row.
+-- part: counted_singly
+-- what is counted row by row.
 SELECT organization_id, hour_at, meter, mapping_id, part_starts_at, part_ends_at,
        {quantity} AS quantity, count(*) AS event_count, max(recorded_at) AS last_recorded_at
   FROM ({metered_rows}) metered
  WHERE aggregation = ANY ({aggregations})
  GROUP BY organization_id, hour_at, meter, aggregation, mapping_id, part_starts_at, part_ends_at
 
--- name: counted_whole
--- A part of count_windows: the touched hours that have one customer and one period.
+-- part: counted_whole
+-- the touched hours that have one customer and one period.
 SELECT h.organization_id, h.hour_at, v.meter, m.mapping_id,
        NULL::timestamptz AS part_starts_at, NULL::timestamptz AS part_ends_at,
        sum(CASE v.aggregation WHEN 'count' THEN h.events ELSE h.quantity END) AS quantity,
@@ -265,12 +265,11 @@ SELECT c.organization_id,
   JOIN meter_versions v ON v.meter = c.meter AND tstzrange(v.valid_from, v.valid_until) @> c.hour_at
   LEFT JOIN customer_mappings m ON m.mapping_id = c.mapping_id;
 
--- name: quantity_of_deltas
--- A part of count_windows.
+-- part: quantity_of_deltas
 sum(CASE aggregation WHEN 'count' THEN 1 ELSE quantity END)
 
--- name: quantity_of_period_levels
--- A part of count_windows; of two rows at one instant, the one recorded later is the last.
+-- part: quantity_of_period_levels
+-- of two rows at one instant, the one recorded later is the last.
 CASE aggregation WHEN 'max' THEN max(quantity)
                  WHEN 'unique' THEN count(DISTINCT value)
                  ELSE (array_agg(quantity ORDER BY occurred_at DESC, recorded_at DESC, quantity DESC))[1] END

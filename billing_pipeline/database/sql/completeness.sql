@@ -1,7 +1,7 @@
 -- Where every row of the source is: counted, in quarantine, left out by the catalogue, or not yet judged.
 
--- name: meters_by_filter
--- A part of the statement below: the meters whose filter takes the row.
+-- part: meters_by_filter
+-- the meters whose filter takes the row.
 (SELECT array_agg(d.meter ORDER BY d.meter)
    FROM definition d
   WHERE d.event_type = s.event_type AND tstzrange(d.valid_from, d.valid_until) @> s.occurred_at

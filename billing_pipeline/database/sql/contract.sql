@@ -27,14 +27,14 @@ SELECT s.event_id,
                             AND tstzrange(v.valid_from, v.valid_until) @> s.occurred_at) END AS summed
   FROM {rows} s;
 
--- name: rows_recorded_since
+-- part: rows_recorded_since
 -- The whole lookback is asked for by occurred_at too: a row that was broken after it was counted may have kept or lost
 -- its recorded_at.
 SELECT *
   FROM {source} s
  WHERE recorded_at >= {recorded_since} OR occurred_at >= {occurred_since} OR recorded_at IS NULL
 
--- name: rows_in_quarantine
+-- part: rows_in_quarantine
 -- What a person asks to have judged again: the rows they name, or, with null, all that wait.
 SELECT s.*
   FROM billing_pipeline.quarantined_events q
@@ -42,8 +42,8 @@ SELECT s.*
  WHERE CASE WHEN {event_ids}::text[] IS NULL THEN q.mended_at IS NULL AND q.dismissed_at IS NULL
             ELSE q.event_id = ANY ({event_ids}::text[]) END
 
--- name: missing_property
--- A part of other statements: by the definitions of the row's hour, or by the catalogue where there are none yet.
+-- part: missing_property
+-- by the definitions of the row's hour, or by the catalogue where there are none yet.
 CASE WHEN EXISTS (SELECT FROM billing_pipeline.meter_versions) THEN {property_is_missing}
      ELSE EXISTS (SELECT FROM jsonb_to_recordset({needed_properties}::jsonb) AS n (event_type text, property text)
                    WHERE n.event_type = s.event_type AND coalesce(s.properties ->> n.property, '') = '') END

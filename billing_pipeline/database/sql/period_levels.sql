@@ -2,8 +2,8 @@
 -- it, so that at every moment the period's windows add up to the level.  Increments reach Stripe like any other delta:
 -- in whatever order they arrive, their sum is the same (decision 0023).
 
--- name: period_level_since
--- A part of other statements, about a version v: another aggregation or property begins a level anew.
+-- part: period_level_since
+-- Of a version v: another aggregation or property begins a level anew.
 (SELECT max(o.valid_until)
    FROM meter_versions o
   WHERE o.meter = v.meter AND o.valid_until <= v.valid_from

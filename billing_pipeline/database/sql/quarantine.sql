@@ -24,8 +24,8 @@ SELECT reason, sum(rows)::bigint AS rows, count(organization_id) AS organization
 -- Rows are summed up by hour before they meet the definitions.
 SELECT q.reason, v.meter, v.event_name, sum(q.rows)::bigint AS rows,
        -- What a row adds to the level of a period is known only once it is counted.
-       coalesce(sum(CASE v.aggregation WHEN 'count' THEN 0 WHEN 'sum' THEN q.unreadable ELSE q.rows END), 0)::bigint
-           AS unreadable,
+       coalesce(sum(CASE WHEN v.aggregation = 'sum' THEN q.unreadable
+                         WHEN v.aggregation <> 'count' THEN q.rows END), 0)::bigint AS unreadable,
        trim_scale(coalesce(sum(CASE v.aggregation WHEN 'count' THEN q.rows WHEN 'sum' THEN q.quantity END
                                * v.unit_scale), 0)) AS units
   FROM (SELECT reason, event_type, date_trunc('hour', coalesce(occurred_at, %(now)s), 'UTC') AS hour_at,

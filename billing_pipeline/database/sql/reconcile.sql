@@ -1,8 +1,8 @@
 -- Both statements run in one snapshot.  They read the hours in reach, back to the start of their month because
 -- fractions are carried within it, and whatever is not settled before that: age alone never hides what is owed.
 
--- name: period_levels_of_the_source
--- A part of reconcile_usage: the level of each billing period, from its rows alone.  Of a period that began before the
+-- part: period_levels_of_the_source
+-- the level of each billing period, from its rows alone.  Of a period that began before the
 -- reach not every row is read; its windows stand for it.
 UNION ALL
 SELECT organization_id, meter, count(*) AS events,
