@@ -14,17 +14,18 @@ from enum import StrEnum
 from typing import Any
 
 from psycopg import Connection, IsolationLevel
-from psycopg.sql import Composable, Literal
+from psycopg.sql import SQL, Literal
 
 from billing_pipeline.database import queries
-from billing_pipeline.database.properties import kinds_of_counting, property_parts
+from billing_pipeline.database.properties import property_parts
 from billing_pipeline.database.source import Source
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.usage.contract import CONTRACT_VERSION
+from billing_pipeline.usage.counting import Parts, counts, make_table
 from billing_pipeline.usage.meter_versions import keep_meter_versions
-from billing_pipeline.usage.period_levels import counts, state_period_levels
+from billing_pipeline.usage.period_levels import state_period_levels
 from billing_pipeline.usage.source_contract import hold_countable
 
 FULL_EVERY = timedelta(hours=24)
@@ -102,8 +103,8 @@ def _aggregate_once(
     cutoff_at = clock()
     scope = scope or next_scope(connection, cutoff_at)
     meters_changed = keep_meter_versions(connection, catalogue, start_at=start_at, now=cutoff_at)
-    first_hour_at = _count(connection, source, scope, recorded_since(connection, overlap), cutoff_at)
-    changed, carried = _merge(connection, first_hour_at, cutoff_at)
+    parts = _count(connection, source, scope, recorded_since(connection, overlap), cutoff_at)
+    changed, carried = _merge(connection, parts, cutoff_at)
     computed = queries.fetch_dicts(
         connection,
         "record_aggregation",
@@ -114,82 +115,57 @@ def _aggregate_once(
 
 def _count(
     connection: Connection[Any], source: Source, scope: Scope, since: datetime | None, cutoff_at: datetime
-) -> datetime | None:
-    """Fill `touched_hours` and `counted_windows`; returns the first touched hour."""
-    parts: dict[str, Composable] = (
-        source.parts
-        | {
-            "since": Literal(since),
-            "reach_start": Literal(reach_start(cutoff_at)),
-            "reach_end": Literal(reach_end(cutoff_at)),
-            "first_hour": Literal(reach_start(cutoff_at)),
-            "not_added_up": queries.part("not_added_up"),
-        }
-        | property_parts(connection)
-    )
+) -> Parts:
+    """Fill `counted_windows`; returns the parts of the statements, among them those that the scope decides."""
+    parts: Parts = source.parts | property_parts(connection)
+    parts |= {
+        "since": Literal(since),
+        "reach_start": Literal(reach_start(cutoff_at)),
+        "reach_end": Literal(reach_end(cutoff_at)),
+        "not_added_up": queries.part("not_added_up"),
+    }
     parts["fault"] = queries.part("fault_of_row").format(**parts)
-    if scope is Scope.FULL:
-        parts["rows"] = queries.part("rows_of_all_hours").format(**parts)
-        _make(connection, "sum_hours", parts)
-        _make(connection, "find_all_hours", parts)
-        first_hour_at = _first_hour(connection)
-    else:
-        _make(connection, "find_touched_hours", parts)
-        first_hour_at = _first_hour(connection)
-        parts["first_hour"] = Literal(first_hour_at)
-        parts["rows"] = queries.part("rows_of_touched_hours").format(**parts)
-        _make(connection, "sum_hours", parts)
-    _make(connection, "find_period_parts", parts)
-    _make(connection, "find_split_hours", parts)
-    parts["looked_at_singly"] = Literal(
-        queries.fetch_dicts(connection, "rows_looked_at_singly", parts=parts)[0]["found"]
-    )
-    _make(connection, "read_usage_rows", parts)
+    parts |= _everything(parts) if scope is Scope.FULL else _what_was_touched(connection, parts)
+    for statement in ("sum_hours", "find_period_parts", "find_split_hours"):
+        make_table(connection, statement, parts)
+    any_singly = queries.fetch_dicts(connection, "rows_looked_at_singly", parts=parts)[0]["found"]
+    make_table(connection, "read_usage_rows", parts | {"looked_at_singly": Literal(any_singly)})
     queries.execute(connection, "make_counted_windows")
-    for counted in counts(connection):
+    for counted in counts(connection, parts):
         queries.execute(connection, "count_windows", parts=counted)
     queries.execute(connection, "analyze_counted_windows")
-    return first_hour_at
+    return parts
 
 
-def _make(connection: Connection[Any], statement: str, parts: dict[str, Composable]) -> None:
-    """Make one of the temporary tables, and let the planner know it."""
-    queries.execute(connection, statement, parts=parts)
-    queries.execute(connection, _ANALYZE[statement])
-
-
-def _first_hour(connection: Connection[Any]) -> datetime | None:
-    first_hour_at: datetime | None = queries.fetch_dicts(connection, "first_touched_hour")[0]["first_hour_at"]
-    return first_hour_at
-
-
-def _merge(connection: Connection[Any], first_hour_at: datetime | None, cutoff_at: datetime) -> tuple[int, int]:
-    """Bring `usage_windows` to what was counted; returns how many changed and how many carry more or less."""
-    merge: dict[str, Any] = {
-        "contract_version": CONTRACT_VERSION,
-        "cutoff_at": cutoff_at,
-        "first_hour_at": first_hour_at,
-        "reach_start": reach_start(cutoff_at),
+def _everything(parts: Parts) -> Parts:
+    scope = parts | {"first_hour": parts["reach_start"]}
+    return scope | {
+        "rows": queries.part("rows_of_all_hours").format(**scope),
+        "of_touched_hours": SQL(""),
+        "windows": SQL("usage_windows"),
+        "months": queries.part("months_of_all_hours").format(**scope),
+        "first_hours": queries.part("first_hours_of_all").format(**scope),
     }
+
+
+def _what_was_touched(connection: Connection[Any], parts: Parts) -> Parts:
+    make_table(connection, "find_touched_hours", parts)
+    first_hour_at = queries.fetch_dicts(connection, "first_touched_hour")[0]["first_hour_at"]
+    scope = parts | {"first_hour": Literal(first_hour_at)}
+    return scope | {
+        "rows": queries.part("rows_of_touched_hours").format(**scope),
+        "of_touched_hours": queries.part("of_touched_hours"),
+        "windows": queries.part("windows_of_touched_hours"),
+        "months": queries.part("months_of_touched_hours"),
+        "first_hours": queries.part("first_touched_hours"),
+    }
+
+
+def _merge(connection: Connection[Any], parts: Parts, cutoff_at: datetime) -> tuple[int, int]:
+    """Bring `usage_windows` to what was counted; returns how many changed and how many carry more or less."""
+    merge = {"contract_version": CONTRACT_VERSION, "cutoff_at": cutoff_at}
+    make_table(connection, "find_changed_windows", parts)
     changed = queries.execute(connection, "merge_counted_windows", merge)
     changed += queries.execute(connection, "empty_uncounted_windows", merge)
-    kinds = kinds_of_counting(connection)
-    if kinds["period_levels"]:
-        changed += state_period_levels(
-            connection,
-            unique_values=kinds["unique_values"],
-            first_hour_at=first_hour_at,
-            reach_start=merge["reach_start"],
-        )
-    return changed, queries.execute(connection, "carry_fractions", merge)
-
-
-_ANALYZE = {
-    "find_touched_hours": "analyze_touched_hours",
-    "find_all_hours": "analyze_touched_hours",
-    "sum_hours": "analyze_hour_sums",
-    "find_period_parts": "analyze_period_parts",
-    "find_split_hours": "analyze_split_hours",
-    "read_usage_rows": "analyze_usage_rows",
-}
-"""A temporary table has no statistics of its own accord, and without them the plans are guesses."""
+    changed += state_period_levels(connection, parts)
+    return changed, queries.execute(connection, "carry_fractions", parts=parts)

@@ -24,6 +24,9 @@ PARTS = {
     "quantity": "quantity_of_period_levels",
     "property_missing": "missing_property",
     "filtered_meters": "meters_by_filter",
+    "windows": "windows_of_touched_hours",
+    "months": "months_of_touched_hours",
+    "first_hours": "first_touched_hours",
 }
 """Places whose part has another name, or is one of several."""
 NULLS = {"properties": "s.properties", "looked_at_singly": "true", "an_id": "NULL::text"}

@@ -94,8 +94,10 @@ ANALYZE touched_hours;
 -- name: first_touched_hour
 SELECT min(hour_at) AS first_hour_at FROM touched_hours;
 
+-- The full scope is every hour of the reach, so it needs no list of hours: where the touched scope has a join with
+-- touched_hours, it has nothing.
+
 -- part: rows_of_all_hours
--- the source in the full scope.
 (SELECT date_trunc('hour', occurred_at, 'UTC') AS hour_at, *
    FROM {source} s
   WHERE occurred_at >= {first_hour} AND occurred_at < {reach_end})
@@ -129,15 +131,6 @@ SELECT organization_id, hour_at, event_type, sum(quantity) AS quantity, count(*)
 
 -- name: analyze_hour_sums
 ANALYZE hour_sums;
-
--- name: find_all_hours
--- The full scope: every hour of the reach that has rows or windows.
-CREATE TEMP TABLE touched_hours ON COMMIT DROP AS
-SELECT organization_id, hour_at FROM hour_sums
-UNION
-SELECT organization_id, date_trunc('hour', starts_at, 'UTC')
-  FROM usage_windows
- WHERE starts_at >= {reach_start};
 
 -- name: find_period_parts
 -- The hours that a billing period's edge cuts, part by part; the edge belongs to the later one.
@@ -178,6 +171,9 @@ ANALYZE split_hours;
 -- Whether any row must be: in an hour that is split, or of a type that some meter does not just add up.
 SELECT EXISTS (SELECT FROM split_hours) OR EXISTS (SELECT FROM meter_versions WHERE {not_added_up}) AS found;
 
+-- part: of_touched_hours
+JOIN touched_hours t ON t.organization_id = r.organization_id AND t.hour_at = r.hour_at
+
 -- part: not_added_up
 -- Of a row of meter_versions.
 (choices IS NOT NULL OR aggregation NOT IN ('sum', 'count'))
@@ -203,7 +199,7 @@ SELECT r.organization_id, r.hour_at, r.quantity, r.occurred_at, r.recorded_at, r
        v.meter, v.aggregation, m.mapping_id, m.stripe_customer_id,
        p.starts_at AS part_starts_at, p.ends_at AS part_ends_at
   FROM usage_rows r
-  JOIN touched_hours t ON t.organization_id = r.organization_id AND t.hour_at = r.hour_at
+  {of_touched_hours}
   JOIN (SELECT meter, aggregation, event_name, choices, property, valid_from, valid_until,
                unnest(event_types) AS event_type, {not_added_up} AS not_added_up
           FROM meter_versions) v
@@ -225,18 +221,18 @@ SELECT organization_id, hour_at, meter, mapping_id, part_starts_at, part_ends_at
 
 -- part: counted_whole
 -- the touched hours that have one customer and one period.
-SELECT h.organization_id, h.hour_at, v.meter, m.mapping_id,
+SELECT r.organization_id, r.hour_at, v.meter, m.mapping_id,
        NULL::timestamptz AS part_starts_at, NULL::timestamptz AS part_ends_at,
-       sum(CASE v.aggregation WHEN 'count' THEN h.events ELSE h.quantity END) AS quantity,
-       sum(h.events)::bigint AS event_count, max(h.last_recorded_at) AS last_recorded_at
-  FROM hour_sums h
-  JOIN touched_hours t ON t.organization_id = h.organization_id AND t.hour_at = h.hour_at
+       sum(CASE v.aggregation WHEN 'count' THEN r.events ELSE r.quantity END) AS quantity,
+       sum(r.events)::bigint AS event_count, max(r.last_recorded_at) AS last_recorded_at
+  FROM hour_sums r
+  {of_touched_hours}
   JOIN (SELECT meter, aggregation, valid_from, valid_until, unnest(event_types) AS event_type
           FROM meter_versions WHERE NOT {not_added_up}) v
-    ON v.event_type = h.event_type AND tstzrange(v.valid_from, v.valid_until) @> h.hour_at
-  LEFT JOIN customer_mappings m ON m.organization_id = h.organization_id AND m.valid_during @> h.hour_at
- WHERE (h.organization_id, h.hour_at) NOT IN (SELECT organization_id, hour_at FROM split_hours)
- GROUP BY h.organization_id, h.hour_at, v.meter, m.mapping_id
+    ON v.event_type = r.event_type AND tstzrange(v.valid_from, v.valid_until) @> r.hour_at
+  LEFT JOIN customer_mappings m ON m.organization_id = r.organization_id AND m.valid_during @> r.hour_at
+ WHERE (r.organization_id, r.hour_at) NOT IN (SELECT organization_id, hour_at FROM split_hours)
+ GROUP BY r.organization_id, r.hour_at, v.meter, m.mapping_id
 
 -- name: make_counted_windows
 CREATE TEMP TABLE counted_windows (
@@ -277,6 +273,29 @@ CASE aggregation WHEN 'max' THEN max(quantity)
 -- name: analyze_counted_windows
 ANALYZE counted_windows;
 
+-- part: windows_of_touched_hours
+(SELECT w.*
+   FROM touched_hours t
+   JOIN usage_windows w ON w.organization_id = t.organization_id AND date_trunc('hour', w.starts_at, 'UTC') = t.hour_at)
+
+-- name: find_changed_windows
+-- What was counted beside what is known, in one join: windows that are new or read otherwise, and, with nothing counted,
+-- those that no row falls into any more.
+CREATE TEMP TABLE changed_windows ON COMMIT DROP AS
+SELECT c.*, w.window_id
+  FROM counted_windows c
+  FULL JOIN (SELECT * FROM {windows} w WHERE w.starts_at >= {first_hour}) w
+    ON w.organization_id = c.organization_id AND w.meter = c.meter AND w.starts_at = c.starts_at AND w.ends_at = c.ends_at
+   AND coalesce(w.stripe_customer_id, '') = coalesce(c.stripe_customer_id, '')
+ WHERE CASE WHEN c.meter IS NULL THEN w.event_count > 0 OR w.target > 0
+            ELSE w.window_id IS NULL
+                 OR w.meter_version <> c.meter_version OR w.quantity <> c.quantity
+                 OR CASE WHEN c.period_level IS NULL THEN w.units <> c.units ELSE w.period_level IS NULL END
+                 OR w.event_count <> c.event_count OR w.last_recorded_at IS DISTINCT FROM c.last_recorded_at END;
+
+-- name: analyze_changed_windows
+ANALYZE changed_windows;
+
 -- name: merge_counted_windows
 -- A window whose rows are as they were is neither written nor locked.  What a window carries stays where it is, as
 -- far as the target allows.  The order keeps two writers of the same windows from waiting for each other.
@@ -295,15 +314,8 @@ SELECT c.organization_id, c.stripe_customer_id, c.meter, c.meter_version, c.even
              WHERE s.stripe_customer_id = c.stripe_customer_id
                AND (s.event_name IS NULL OR s.event_name = c.event_name)
                AND s.during @> tstzrange(c.starts_at, c.ends_at)) END
-  FROM counted_windows c
- WHERE NOT EXISTS (
-       SELECT FROM usage_windows known
-        WHERE known.organization_id = c.organization_id AND known.meter = c.meter
-          AND known.starts_at = c.starts_at AND known.ends_at = c.ends_at
-          AND known.stripe_customer_id IS NOT DISTINCT FROM c.stripe_customer_id
-          AND known.meter_version = c.meter_version AND known.quantity = c.quantity
-          AND CASE WHEN c.period_level IS NULL THEN known.units = c.units ELSE known.period_level IS NOT NULL END
-          AND known.event_count = c.event_count AND known.last_recorded_at = c.last_recorded_at)
+  FROM changed_windows c
+ WHERE c.meter IS NOT NULL
  ORDER BY c.organization_id, c.stripe_customer_id, c.meter, c.starts_at
     ON CONFLICT ON CONSTRAINT usage_windows_natural_key DO UPDATE
    SET target = CASE WHEN excluded.period_level IS NULL
@@ -322,16 +334,7 @@ SELECT c.organization_id, c.stripe_customer_id, c.meter, c.meter_version, c.even
 -- A window of a touched hour that no row falls into any more is worth nothing; the cutter will take it back.  What it
 -- carries stays, unless an edge now lies inside it: then it belongs to no one period, and others carry for it.
 WITH uncounted AS (
-    SELECT w.*
-      FROM touched_hours t
-      JOIN usage_windows w ON w.organization_id = t.organization_id
-       AND date_trunc('hour', w.starts_at, 'UTC') = t.hour_at
-     WHERE w.starts_at >= %(first_hour_at)s AND (w.event_count > 0 OR w.target > 0)
-       AND NOT EXISTS (
-           SELECT FROM counted_windows c
-            WHERE c.organization_id = w.organization_id AND c.meter = w.meter
-              AND c.starts_at = w.starts_at AND c.ends_at = w.ends_at
-              AND c.stripe_customer_id IS NOT DISTINCT FROM w.stripe_customer_id)
+    SELECT w.* FROM changed_windows c JOIN usage_windows w USING (window_id) WHERE c.meter IS NULL
 ), emptied AS (
     SELECT window_id, CASE WHEN lies_across.an_edge THEN 0 ELSE greatest(carried, 0) END AS carried
       FROM uncounted w
@@ -349,6 +352,14 @@ UPDATE usage_windows w
   FROM emptied
  WHERE w.window_id = emptied.window_id;
 
+-- part: months_of_all_hours
+(SELECT DISTINCT organization_id, date_trunc('month', starts_at, 'UTC') AS month_at
+   FROM usage_windows
+  WHERE starts_at >= {first_hour} AND (units <> trunc(units) OR carried <> 0))
+
+-- part: months_of_touched_hours
+(SELECT DISTINCT organization_id, date_trunc('month', hour_at, 'UTC') AS month_at FROM touched_hours)
+
 -- name: carry_fractions
 -- Rounding each window down would lose up to a unit per hour.  So every customer, meter and UTC month, or the part of
 -- it that lies in one billing period, is worth the whole part of its exact sum: the units that are missing go to its
@@ -357,7 +368,7 @@ UPDATE usage_windows w
 WITH chain AS (
     SELECT w.organization_id, w.stripe_customer_id, w.meter, month.month_at, period.began_at,
            floor(sum(w.units - floor(w.units))) - sum(w.carried) AS missing
-      FROM (SELECT DISTINCT organization_id, date_trunc('month', hour_at, 'UTC') AS month_at FROM touched_hours) month
+      FROM {months} month
       JOIN usage_windows w ON w.organization_id = month.organization_id
        AND date_trunc('month', w.starts_at, 'UTC') = month.month_at
      CROSS JOIN LATERAL (
@@ -365,7 +376,7 @@ WITH chain AS (
              FROM period_edges e
             WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name
               AND e.edge_at <= w.starts_at) period
-     WHERE w.starts_at >= date_trunc('month', %(first_hour_at)s, 'UTC')
+     WHERE w.starts_at >= date_trunc('month', {first_hour}, 'UTC')
        AND (w.units <> trunc(w.units) OR w.carried <> 0)
      GROUP BY w.organization_id, w.stripe_customer_id, w.meter, month.month_at, period.began_at
     HAVING floor(sum(w.units - floor(w.units))) <> sum(w.carried)
@@ -376,7 +387,7 @@ WITH chain AS (
       JOIN usage_windows w ON w.organization_id = chain.organization_id AND w.meter = chain.meter
        AND w.stripe_customer_id IS NOT DISTINCT FROM chain.stripe_customer_id
        AND date_trunc('month', w.starts_at, 'UTC') = chain.month_at
-     WHERE w.starts_at >= greatest(date_trunc('month', %(first_hour_at)s, 'UTC'), %(reach_start)s)
+     WHERE w.starts_at >= greatest(date_trunc('month', {first_hour}, 'UTC'), {reach_start})
        AND w.sealed_at IS NULL AND w.period_level IS NULL
        AND (SELECT max(e.edge_at)
               FROM period_edges e

@@ -25,15 +25,22 @@ ANALYZE seen_values;
 
 -- name: forget_unique_values
 DELETE FROM unique_values u
- USING touched_hours t
-  JOIN usage_windows w ON w.organization_id = t.organization_id AND date_trunc('hour', w.starts_at, 'UTC') = t.hour_at
- WHERE u.window_id = w.window_id AND w.starts_at >= %(first_hour_at)s
+ USING {windows} w
+ WHERE u.window_id = w.window_id AND w.starts_at >= {first_hour}
    AND NOT EXISTS (SELECT FROM seen_values s WHERE s.window_id = u.window_id AND s.value = u.value);
 
 -- name: keep_unique_values
 INSERT INTO unique_values (window_id, value, organization_id, meter, starts_at)
 SELECT window_id, value, organization_id, meter, starts_at FROM seen_values
     ON CONFLICT DO NOTHING;
+
+-- part: first_hours_of_all
+(SELECT DISTINCT organization_id, {first_hour}::timestamptz AS from_at
+   FROM usage_windows
+  WHERE period_level IS NOT NULL AND starts_at >= {first_hour})
+
+-- part: first_touched_hours
+(SELECT organization_id, min(hour_at) AS from_at FROM touched_hours GROUP BY organization_id)
 
 -- name: state_period_levels
 -- A touched hour may change what every later window of its billing period adds.  Where Stripe knows no period, a UTC
@@ -52,7 +59,7 @@ WITH version AS (
            CASE WHEN period.began_at IS NULL
                 THEN least(period.until_at, date_trunc('month', w.starts_at, 'UTC') + interval '1 month')
                 ELSE coalesce(period.until_at, 'infinity') END AS until_at
-      FROM (SELECT organization_id, min(hour_at) AS from_at FROM touched_hours GROUP BY organization_id) t
+      FROM {first_hours} t
       JOIN usage_windows w ON w.organization_id = t.organization_id AND w.starts_at >= t.from_at
        AND w.period_level IS NOT NULL
       JOIN version v ON v.meter = w.meter AND tstzrange(v.valid_from, v.valid_until) @> w.starts_at
@@ -77,7 +84,7 @@ WITH version AS (
               AND w.stripe_customer_id IS NOT DISTINCT FROM chain.stripe_customer_id
               AND w.starts_at >= chain.began_at AND w.starts_at < chain.from_at
               AND w.period_level >= 0 AND w.event_count > 0
-              AND (chain.aggregation <> 'last' OR w.starts_at < %(reach_start)s
+              AND (chain.aggregation <> 'last' OR w.starts_at < {reach_start}
                    OR w.period_level < chain.least_before AND w.period_level <= chain.least_now)
             ORDER BY w.starts_at DESC
             LIMIT 1) before ON true
