@@ -23,16 +23,6 @@ from billing_pipeline.domain.source_columns import NEEDED, READ_AS
 from billing_pipeline.domain.source_shape import SourceColumn, SourceShape, drift
 from billing_pipeline.errors import ContractBlocked
 
-SOURCE_REASONS = {
-    "source_missing",
-    "source_columns_wrong",
-    "source_column_missing",
-    "source_column_type_changed",
-    "source_enum_narrowed",
-    "event_id_not_unique",
-}
-"""Those that can forbid counting; where they do not, and for the other changes of a source, they are notices."""
-
 UNIQUE_REMEDY = "make a unique index on event_id, or a view that is DISTINCT ON (event_id)"
 
 

@@ -23,6 +23,8 @@ ALLOWED = {
     ("database/transactions.py", "1.0"): "seconds to sleep",
     ("database/transactions.py", "2.0"): "seconds to sleep",
     ("database/transactions.py", "float"): "seconds to sleep",
+    ("domain/source_columns.py", "double precision"): "a type that is refused",
+    ("domain/source_columns.py", "real"): "a type that is refused",
     ("domain/volume.py", "/"): "exact fractions, shown to a person",
     ("stripe_api/http.py", "float"): "seconds to sleep, as the SDK declares them",
     ("stripe_api/meter_events.py", "0.0"): "the machine's monotonic clock",

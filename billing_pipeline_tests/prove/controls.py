@@ -157,12 +157,10 @@ def cursor_that_skips(world: World, stack: ExitStack) -> None:
 def float_sum(world: World, stack: ExitStack) -> None:
     """Quantities are added up as floats."""
     statements = queries.statements()
-    exact = "CASE v.aggregation WHEN 'count' THEN 1 ELSE r.quantity END"
-    assert exact in statements["count_windows"]
-    rounded = (
-        statements["count_windows"].replace(exact, f"({exact})::real").replace("c.quantity", "c.quantity::numeric")
-    )
-    _set(stack, queries, "statements", lambda: statements | {"count_windows": rounded})
+    exact = "sum(quantity) AS quantity"
+    assert exact in statements["sum_hours"]
+    rounded = statements["sum_hours"].replace(exact, "sum(quantity::real)::numeric AS quantity")
+    _set(stack, queries, "statements", lambda: statements | {"sum_hours": rounded})
 
 
 CONTROLS = (

@@ -60,7 +60,11 @@ def run_job(place: Place, job: str) -> Result:
     """Run the job of this line."""
     began = time.monotonic()
     kind, *arguments = job.split()
-    found: Result = json.loads(json.dumps(asdict(RUNS[kind](place, *arguments)), default=str))
+    try:
+        found: Result = json.loads(json.dumps(asdict(RUNS[kind](place, *arguments)), default=str))
+    except Exception as exc:
+        # One job that cannot be run must not end a night's run, nor pass.
+        kind, found = "broken", {"wrong": [f"{type(exc).__name__}: {exc}"]}
     return found | {"job": job, "kind": kind, "seconds": round(time.monotonic() - began, 1)}
 
 

@@ -9,8 +9,8 @@ from psycopg.errors import LockNotAvailable
 
 from billing_pipeline.database.connection import connect
 from billing_pipeline.database.source import read_again
+from billing_pipeline.domain.contract_rules import RULES, Part
 from billing_pipeline.errors import ContractBlocked
-from billing_pipeline.orchestration.checks import SOURCE_REASONS
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage import source_contract
 from billing_pipeline.usage.aggregate import Scope
@@ -115,7 +115,7 @@ def test_a_blocking_drift_is_a_fault_of_the_table_and_no_row_is_read(counted, dr
 
     assert (report.rows_read, report.passed) == (0, False)
     assert (reason, Severity.TABLE, (detail,)) in source_faults_of(report)
-    assert reason in SOURCE_REASONS
+    assert RULES[reason].part is Part.SOURCE
 
 
 NOTICED = [

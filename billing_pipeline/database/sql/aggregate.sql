@@ -55,7 +55,7 @@ SELECT coalesce(bool_or(choices IS NOT NULL OR property IS NOT NULL), false) AS 
 
 -- part: property_is_missing
 -- Of a row of the source, called s.
-EXISTS (SELECT FROM meter_versions n
+EXISTS (SELECT FROM billing_pipeline.meter_versions n
          WHERE n.property IS NOT NULL AND s.event_type = ANY (n.event_types)
            AND tstzrange(n.valid_from, n.valid_until) @> s.occurred_at
            AND coalesce(s.properties ->> n.property, '') = '')
