@@ -408,3 +408,30 @@ def test_a_hundred_thousand_bad_rows_are_quarantined_at_once(connection, databas
 
     assert validate(connection, database_url).quarantined == 100_000
     assert connection.execute("SELECT count(*) FROM quarantined_events").fetchone() == (100_000,)
+
+
+def test_properties_must_be_there_only_where_a_meter_reads_them(connection, database_url):
+    connection.execute("ALTER TABLE public.billable_events DROP COLUMN properties")
+    plain = parse_catalogue('[meters.tokens]\nevent_types = ["tokens"]\naggregation = "sum"', origin="test")
+
+    needed = validate(connection, database_url)
+    assert [(fault.reason, fault.samples) for fault in needed.faults] == [
+        ("source_columns_wrong", ("properties: absent, expected jsonb",))
+    ]
+    assert not needed.source_was_read
+    assert validate(connection, database_url, catalogue=plain).source_was_read
+
+
+def test_properties_that_hours_were_counted_by_must_stay(aggregator, database_url):
+    aggregator.catalogue = parse_catalogue(
+        '[meters.tokens]\nevent_types = ["tokens"]\naggregation = "sum"\nfilter = { tier = "pro" }', origin="test"
+    )
+    insert_events(aggregator.connection, event(properties={"tier": "pro"}))
+    aggregator()
+    aggregator.catalogue = parse_catalogue(
+        '[meters.tokens]\nevent_types = ["tokens"]\naggregation = "sum"', origin="test"
+    )
+    aggregator.connection.execute("ALTER TABLE public.billable_events DROP COLUMN properties")
+
+    with pytest.raises(ContractBlocked, match="properties: absent"):
+        aggregator()
