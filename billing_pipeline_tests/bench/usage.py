@@ -17,14 +17,13 @@ import pandas as pd
 import pyarrow
 import sqlalchemy
 from psycopg import Connection
-from psycopg.sql import SQL, Literal
 
-from billing_pipeline.database import queries
 from billing_pipeline.database.connection import connect
+from billing_pipeline.database.source import read_source
 from billing_pipeline.usage.aggregate import Scope, aggregate
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline.usage.contract import ContractReport, validate_contract
-from billing_pipeline.usage.row_contract import first_faults, property_missing, row_schema
+from billing_pipeline.usage.row_contract import first_faults, row_schema, rows_recorded_since, statement_of
 from billing_pipeline_tests.bench.line import Line
 from billing_pipeline_tests.bench.stack import BenchStack, bench_stack
 
@@ -165,7 +164,7 @@ def _validate(
     return validate_contract(
         connection,
         stack.database_url,
-        source=stack.settings.billing_source_relation,
+        source=read_source(connection, stack.settings),
         catalogue=load_catalogue(stack.settings),
         since=since,
         lookback=timedelta(days=30),
@@ -176,7 +175,7 @@ def _validate(
 def _aggregate(stack: BenchStack, connection: Connection[Any], now: datetime, scope: Scope) -> None:
     aggregate(
         connection,
-        source=stack.settings.billing_source_relation,
+        source=read_source(connection, stack.settings),
         catalogue=load_catalogue(stack.settings),
         start_at=None,
         overlap=timedelta(minutes=15),
@@ -193,18 +192,13 @@ def _group_by(connection: Connection[Any], since: datetime) -> None:
 def _plain_rate(stack: BenchStack, connection: Connection[Any]) -> float:
     """The same rows by pandas.read_sql in one go, and the same schema over the frame."""
     catalogue = load_catalogue(stack.settings)
-    statement = SQL(queries.statements()["read_for_contract"]).format(
-        source=queries.relation(stack.settings.billing_source_relation),
-        recorded_since=Literal(datetime.now(UTC) - timedelta(days=36)),
-        occurred_since=Literal(datetime.now(UTC) - timedelta(days=36)),
-        property_missing=property_missing(catalogue),
-    )
+    since = datetime.now(UTC) - timedelta(days=36)
+    rows = rows_recorded_since(read_source(connection, stack.settings), recorded_since=since, occurred_since=since)
+    statement = statement_of(connection, catalogue, rows)
     engine = sqlalchemy.create_engine(stack.database_url.replace("postgresql://", "postgresql+psycopg://"))
     started = time.perf_counter()
     with engine.connect() as plain:
-        frame = pd.read_sql(
-            sqlalchemy.text(statement.as_string(connection).replace(":", "\\:")), plain, dtype_backend="pyarrow"
-        )
+        frame = pd.read_sql(sqlalchemy.text(statement.replace(":", "\\:")), plain, dtype_backend="pyarrow")
     lag = (frame["recorded_at"] - frame["occurred_at"]).astype(pd.ArrowDtype(pyarrow.duration("us")))
     frame["lag_microseconds"] = lag.astype(pd.ArrowDtype(pyarrow.int64()))
     schema = row_schema(catalogue)
