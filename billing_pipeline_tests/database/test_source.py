@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from psycopg.sql import SQL, Literal
 
-from billing_pipeline.database.queries import statements
+from billing_pipeline.database.queries import part, statements
 from billing_pipeline.usage.source_contract import holds_an_event_once
 from billing_pipeline_tests.builders import source_of
 
@@ -19,8 +19,18 @@ PARTS = {
     "occurred_since": Literal("infinity"),
     "reach_start": Literal(NOW - timedelta(days=35)),
     "reach_end": Literal(NOW + timedelta(hours=2)),
+    "property_missing": SQL("false"),
 }
-PARAMS = {"now": NOW, "since": NOW - timedelta(hours=1), "summed_event_types": ["a"], "known_event_types": ["a"]}
+PARAMS = {
+    "now": NOW,
+    "since": NOW - timedelta(hours=1),
+    "until": NOW,
+    "recorded_since": NOW - timedelta(hours=1),
+    "looked_at_limit": 100,
+    "event_ids": None,
+    "summed_event_types": ["a"],
+    "known_event_types": ["a"],
+}
 IDS = {
     "text": "'e' || g",
     "varchar(40)": "'e' || g",
@@ -53,8 +63,10 @@ def make_events(connection, id_type="text"):
 
 def plan(connection, name, source):
     """The nodes of a statement of ours that read the team's table, from the planner's own choice."""
-    statement = SQL("EXPLAIN (FORMAT JSON) {}").format(SQL(statements()[name]).format(**source.parts | PARTS))
-    found = connection.execute(statement, PARAMS if "%(" in statements()[name] else None).fetchone()[0]
+    text = SQL(statements()[name]) if name in statements() else part(name)
+    statement = SQL("EXPLAIN (FORMAT JSON) {}").format(text.format(**source.parts | PARTS))
+    has_values = "%(" in statement.as_string(connection)
+    found = connection.execute(statement, PARAMS if has_values else None).fetchone()[0]
     nodes, scans = [found[0]["Plan"]], []
     while nodes:
         node = nodes.pop()
@@ -85,11 +97,14 @@ def test_every_question_of_a_flush_is_answered_by_the_tables_own_indexes(connect
     make_events(connection, id_type)
     source = source_of(connection, "public.events", COLUMNS)
 
-    for name in ("mend_quarantined_events", "find_touched_hours", "read_for_contract", "source_has_rows_since"):
+    for name in ("mend_quarantined_events", "find_touched_hours", "rows_recorded_since", "source_has_rows_between"):
         scans = plan(connection, name, source)
         assert scans, name
         assert "Seq Scan" not in [node for node, *_ in scans], (name, scans)
-    assert [index for _, index, _ in plan(connection, "mend_quarantined_events", source)] == ["events_pkey"]
+    assert {index for _, index, _ in plan(connection, "mend_quarantined_events", source)} == {
+        "events_pkey",
+        "events_written_idx",
+    }
     assert {index for _, index, _ in plan(connection, "find_touched_hours", source)} >= {
         "events_pkey",
         "events_written_idx",

@@ -63,7 +63,7 @@ def main() -> int:
     with _results(given.folder) as kept:
         done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
         left = [job for job in jobs if job not in {found["job"] for found in done}]
-        deadline = began + given.minutes * 60 if given.minutes else None
+        deadline = None if given.minutes is None else began + given.minutes * 60
         with kept.open("a") as file:
             for found in _run(left, deadline):
                 file.write(json.dumps(found) + "\n")
