@@ -272,3 +272,16 @@ def test_two_aggregations_at_once_both_end_well(aggregator, database_url):
         connection.execute("SELECT sum(target) FROM usage_windows").fetchone()
         == connection.execute("SELECT sum(quantity) FROM public.billable_events").fetchone()
     )
+
+
+@pytest.mark.parametrize("scope", list(Scope))
+def test_the_sources_other_columns_may_have_any_name(aggregator, scope):
+    aggregator.connection.execute(
+        "ALTER TABLE public.billable_events ADD hour_at timestamptz, ADD is_split boolean, ADD fault text"
+    )
+    aggregator()
+    insert_events(aggregator.connection, event(quantity=Decimal(7), recorded_at=aggregator.now))
+
+    aggregator(scope)
+
+    assert aggregator.targets() == {("tokens", NOON): 7}

@@ -98,14 +98,16 @@ SELECT min(hour_at) AS first_hour_at FROM touched_hours;
 -- touched_hours, it has nothing.
 
 -- part: rows_of_all_hours
-(SELECT date_trunc('hour', occurred_at, 'UTC') AS hour_at, *
+(SELECT date_trunc('hour', s.occurred_at, 'UTC') AS hour_at, s.event_id, s.organization_id, s.event_type, s.quantity,
+        s.occurred_at, s.recorded_at, {properties} AS properties
    FROM {source} s
   WHERE occurred_at >= {first_hour} AND occurred_at < {reach_end})
 
 -- part: rows_of_touched_hours
 -- Both kinds of condition are here on purpose: the planner probes the index on occurred_at
 -- for a few hours, and hashes one scan for many.
-(SELECT h.hour_at, s.*
+(SELECT h.hour_at, s.event_id, s.organization_id, s.event_type, s.quantity, s.occurred_at, s.recorded_at,
+        {properties} AS properties
    FROM (SELECT DISTINCT hour_at FROM touched_hours) h
    JOIN {source} s ON date_trunc('hour', s.occurred_at, 'UTC') = h.hour_at
     AND s.occurred_at >= h.hour_at AND s.occurred_at < h.hour_at + interval '1 hour'
@@ -182,7 +184,7 @@ JOIN touched_hours t ON t.organization_id = r.organization_id AND t.hour_at = r.
 -- The good rows that hour_sums cannot stand for.  The verdict is a column, not a condition: the planner would take a
 -- condition on it for one that hardly any row meets.
 CREATE TEMP TABLE usage_rows ON COMMIT DROP AS
-SELECT organization_id, hour_at, event_type, quantity, occurred_at, recorded_at, {properties} AS properties, is_split,
+SELECT organization_id, hour_at, event_type, quantity, occurred_at, recorded_at, properties, is_split,
        {fault} AS fault
   FROM (SELECT s.*, (organization_id, hour_at) IN (SELECT organization_id, hour_at FROM split_hours) AS is_split
           FROM {rows} s) s
