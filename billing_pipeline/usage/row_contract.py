@@ -21,7 +21,7 @@ from psycopg.sql import SQL, Composable, Composed, Literal
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.arrow import ahead, read_batches
-from billing_pipeline.database.properties import kinds_of_counting, property_parts
+from billing_pipeline.database.properties import kinds_of_counting
 from billing_pipeline.database.source import Source
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import FUTURE_MAX
@@ -115,12 +115,13 @@ def _frame(batch: pyarrow.RecordBatch) -> pd.DataFrame:
 
 def property_missing(connection: Connection[Any], catalogue: Catalogue) -> Composable:
     """Whether a row lacks a property that a meter counts by, as SQL over the source as `s`."""
-    by_hour = property_parts(connection)["property_missing"]
     if not catalogue.needed_properties and not kinds_of_counting(connection)["unique_values"]:
         return SQL("false")
     needed = [{"event_type": kind, "property": name} for kind, name in sorted(catalogue.needed_properties)]
+    # Escaped, because the driver would take a % for the place of a value.
+    as_json = json.dumps(needed).replace("%", "\\u0025")
     return queries.part("missing_property").format(
-        property_is_missing=by_hour, needed_properties=Literal(json.dumps(needed))
+        property_is_missing=queries.part("property_is_missing"), needed_properties=Literal(as_json)
     )
 
 

@@ -435,3 +435,18 @@ def test_properties_that_hours_were_counted_by_must_stay(aggregator, database_ur
 
     with pytest.raises(ContractBlocked, match="properties: absent"):
         aggregator()
+
+
+def test_an_event_type_may_have_a_percent_sign(connection, database_url):
+    percent = parse_catalogue(
+        '[meters.users]\nevent_types = ["50% off"]\naggregation = "unique"\nproperty = "100%"', origin="test"
+    )
+    insert_events(
+        connection,
+        event(event_id="without", event_type="50% off", properties={}),
+        event(event_id="with", event_type="50% off", properties={"100%": "ann"}),
+    )
+
+    validate(connection, database_url, catalogue=percent)
+
+    assert quarantine(connection) == {"without": "property_missing"}
