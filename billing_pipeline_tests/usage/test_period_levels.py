@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from billing_pipeline.database.queries import statements
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline_tests.builders import NOON, billable_event, insert_events, map_customer
 from billing_pipeline_tests.fix_aggregation import catalogue_of
@@ -268,3 +269,26 @@ def totals(connection, edges):
     ):
         found[(organization_id, period_of(organization_id, starts_at, edges))] += int(target)
     return dict(found)
+
+
+def test_the_invariant_finds_a_level_that_does_not_add_up_and_no_other(levels):
+    def offenders():
+        found = levels.connection.execute(invariant, {"now": levels.now}).fetchall()
+        return [detail for _, detail in found]
+
+    invariant = statements()["v20_period_levels_add_up"]
+    for number, aggregation in enumerate(("max", "last", "max")):
+        levels.catalogue = meter(aggregation)
+        levels()
+        insert_events(
+            levels.connection,
+            seats(quantity=Decimal(9 - number), occurred_at=levels.now + HOUR, recorded_at=levels.now + HOUR),
+        )
+        levels.now += 2 * HOUR
+        levels()
+    assert sorted(hours(levels.connection).values()) == [7, 8, 9]
+    assert offenders() == []
+
+    levels.connection.execute("UPDATE usage_windows SET target = 10 WHERE target = 9")
+
+    assert offenders() == ["worth 10, the level went from 0 to 9"]

@@ -190,8 +190,8 @@ SELECT 'window ' || window_id AS offender,
        format('worth %%s, the level went from %%s to %%s', target, level_before, period_level) AS detail
   FROM (SELECT w.window_id, w.target, w.period_level,
                lag(w.period_level, 1, 0) OVER (
-                   PARTITION BY w.organization_id, w.stripe_customer_id, w.meter, v.aggregation, v.property,
-                                coalesce(period.began_at, date_trunc('month', w.starts_at, 'UTC'))
+                   PARTITION BY w.organization_id, w.stripe_customer_id, w.meter,
+                                coalesce(period.began_at, date_trunc('month', w.starts_at, 'UTC')), anew.since_at
                        ORDER BY w.starts_at) AS level_before
           FROM usage_windows w
           JOIN meter_versions v ON v.meter = w.meter AND tstzrange(v.valid_from, v.valid_until) @> w.starts_at
@@ -200,6 +200,11 @@ SELECT 'window ' || window_id AS offender,
                  FROM period_edges e
                 WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name
                   AND e.edge_at <= w.starts_at) period
+         CROSS JOIN LATERAL (
+               SELECT max(o.valid_until) AS since_at
+                 FROM meter_versions o
+                WHERE o.meter = v.meter AND o.valid_until <= v.valid_from
+                  AND (o.aggregation, o.property) IS DISTINCT FROM (v.aggregation, v.property)) anew
          WHERE w.period_level IS NOT NULL AND w.event_count > 0) level
  WHERE target <> greatest(floor(period_level) - floor(level_before), 0)
  LIMIT 100;

@@ -54,7 +54,7 @@ WITH version AS (
      WHERE v.aggregation NOT IN ('sum', 'count')
 ), touched AS (
     SELECT w.organization_id, w.stripe_customer_id, w.meter, w.starts_at, w.period_level, w.event_count,
-           w.quantity * v.unit_scale AS units, v.aggregation,
+           w.quantity * v.unit_scale AS units, v.aggregation, v.period_level_since,
            greatest(coalesce(period.began_at, date_trunc('month', w.starts_at, 'UTC')), v.period_level_since) AS began_at,
            CASE WHEN period.began_at IS NULL
                 THEN least(period.until_at, date_trunc('month', w.starts_at, 'UTC') + interval '1 month')
@@ -69,11 +69,12 @@ WITH version AS (
              FROM period_edges e
             WHERE e.stripe_customer_id = w.stripe_customer_id AND e.event_name = w.event_name) period
 ), chain AS (
-    SELECT organization_id, stripe_customer_id, meter, aggregation, began_at, until_at, min(starts_at) AS from_at,
+    SELECT organization_id, stripe_customer_id, meter, aggregation, period_level_since, began_at, until_at,
+           min(starts_at) AS from_at,
            coalesce(min(period_level) FILTER (WHERE period_level >= 0), 'infinity') AS least_before,
            coalesce(min(units) FILTER (WHERE event_count > 0), 'infinity') AS least_now
       FROM touched
-     GROUP BY organization_id, stripe_customer_id, meter, aggregation, began_at, until_at
+     GROUP BY organization_id, stripe_customer_id, meter, aggregation, period_level_since, began_at, until_at
 ), begun AS (
     SELECT chain.*, coalesce(before.starts_at, '-infinity') AS after_at, coalesce(before.period_level, 0) AS base
       FROM chain
@@ -97,6 +98,7 @@ WITH version AS (
        AND w.starts_at > begun.after_at AND w.starts_at >= begun.began_at AND w.starts_at < begun.until_at
        AND w.period_level IS NOT NULL AND w.event_count > 0
       JOIN version v ON v.meter = w.meter AND tstzrange(v.valid_from, v.valid_until) @> w.starts_at
+       AND v.period_level_since IS NOT DISTINCT FROM begun.period_level_since
       LEFT JOIN LATERAL (
            SELECT count(*) AS values
              FROM unique_values u
