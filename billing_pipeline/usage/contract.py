@@ -269,12 +269,7 @@ def _quarantine(connection: Connection[Any], bad: pd.DataFrame, now: datetime) -
     )
 
 
-def _store(
-    connection: Connection[Any],
-    report: ContractReport,
-    catalogue: Catalogue,
-    now: datetime,
-) -> ContractReport:
+def _store(connection: Connection[Any], report: ContractReport, catalogue: Catalogue, now: datetime) -> ContractReport:
     known = sorted(catalogue.known_event_types) if report.source_was_read else None
     queries.execute(
         connection,
