@@ -23,4 +23,4 @@ def property_parts(connection: Connection[Any]) -> dict[str, Composable]:
     """The parts `properties` and `property_missing` of a statement that calls the source `s`."""
     if not kinds_of_counting(connection)["properties"]:
         return {"properties": SQL("NULL::jsonb"), "property_missing": SQL("false")}
-    return {"properties": SQL("s.properties"), "property_missing": queries.part("property_is_missing")}
+    return {"properties": SQL("s.properties"), "property_missing": queries.part("lacks_a_property")}

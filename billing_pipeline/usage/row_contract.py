@@ -121,7 +121,7 @@ def property_missing(connection: Connection[Any], catalogue: Catalogue) -> Compo
     # Escaped, because the driver would take a % for the place of a value.
     as_json = json.dumps(needed).replace("%", "\\u0025")
     return queries.part("missing_property").format(
-        property_is_missing=queries.part("property_is_missing"), needed_properties=Literal(as_json)
+        lacks_a_property=queries.part("lacks_a_property"), needed_properties=Literal(as_json)
     )
 
 

@@ -53,7 +53,7 @@ SELECT coalesce(bool_or(choices IS NOT NULL OR property IS NOT NULL), false) AS 
        coalesce(bool_or(aggregation = 'unique'), false) AS unique_values
   FROM meter_versions;
 
--- part: property_is_missing
+-- part: lacks_a_property
 -- Of a row of the source, called s.
 EXISTS (SELECT FROM billing_pipeline.meter_versions n
          WHERE n.property IS NOT NULL AND s.event_type = ANY (n.event_types)

@@ -44,7 +44,7 @@ SELECT s.*
 
 -- part: missing_property
 -- by the definitions of the row's hour, or by the catalogue where there are none yet.
-CASE WHEN EXISTS (SELECT FROM billing_pipeline.meter_versions) THEN {property_is_missing}
+CASE WHEN EXISTS (SELECT FROM billing_pipeline.meter_versions) THEN {lacks_a_property}
      ELSE EXISTS (SELECT FROM jsonb_to_recordset({needed_properties}::jsonb) AS n (event_type text, property text)
                    WHERE n.event_type = s.event_type AND coalesce(s.properties ->> n.property, '') = '') END
 
