@@ -17,7 +17,7 @@ VALUE_MAX = 10**15 - 1
 """Stripe: at most 15 significant digits (2026-04-22, billing-meter-event-values-validation)."""
 COALESCE_FROM = 25
 """Of an hour's sixty minutes: once so many are used, the rest is spent one a day.  Thirty-five are left then, one for
-each day on which Stripe takes usage of the hour."""
+each day on which Stripe takes usage of the hour.  After a recovery minutes are looked for so much further on."""
 COALESCE_FOR = timedelta(days=1)
 LAST_HOURS = timedelta(hours=6)
 """Before a window is too old for Stripe nothing waits any more, with room for a flush or more that fails."""
@@ -54,6 +54,7 @@ def decide_cut(
     ends_at: datetime,
     now: datetime,
     past_max: timedelta,
+    epoch: int,
 ) -> Cut | Wait | HoldReason | None:
     """The entry that brings what is stated to the target; why it waits or is held; None when nothing is owed.
 
@@ -62,6 +63,8 @@ def decide_cut(
     `used_slots` are the minutes inside the window that any entry of its customer and meter event name owns or owned:
     windows that share a customer share its minutes.
     `last_cut_at` is when the window's last entry was made; `past_max` is how old a Stripe timestamp may be.
+    `epoch` counts the ledger's recoveries: what a lost timeline stated and took back within one hour adds up to nothing
+    in Stripe's hours, so that nobody sees which minutes it used.
     """
     value = target - stated
     if value == 0:
@@ -76,7 +79,8 @@ def decide_cut(
     if len(used_slots) >= slots or next_sequence >= SLOTS_PER_HOUR:
         return HoldReason.NO_SLOT
     oldest = now - past_max
-    slot = next((slot for slot in slots_of(starts_at, ends_at) if slot not in used_slots and slot >= oldest), None)
+    candidates = slots_of(starts_at, ends_at, epoch * COALESCE_FROM)
+    slot = next((slot for slot in candidates if slot not in used_slots and slot >= oldest), None)
     if slot is None:
         return HoldReason.TOO_OLD
 

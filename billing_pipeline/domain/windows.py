@@ -38,14 +38,14 @@ def minute_of(instant: datetime) -> datetime:
     return utc(instant).replace(second=0, microsecond=0)
 
 
-def slots_of(starts_at: datetime, ends_at: datetime) -> Iterator[datetime]:
-    """Every whole minute inside [starts_at, ends_at), in order.
+def slots_of(starts_at: datetime, ends_at: datetime, begin: int = 0) -> Iterator[datetime]:
+    """Every whole minute inside [starts_at, ends_at), in order; with `begin`, from that one on and around.
 
     A slot is an entry's Stripe timestamp; because no two entries of a customer and meter share one, Stripe's
     minute summaries can prove each entry alone.
     """
-    first = _first_minute(starts_at)
-    return (first + number * MINUTE for number in range(slot_count(starts_at, ends_at)))
+    first, slots = _first_minute(starts_at), slot_count(starts_at, ends_at)
+    return (first + (begin + number) % slots * MINUTE for number in range(slots))
 
 
 def slot_count(starts_at: datetime, ends_at: datetime) -> int:

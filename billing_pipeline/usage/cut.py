@@ -158,7 +158,7 @@ def _cut_batch(
             continue
         # Two windows of one customer and hour may be in one batch; the minutes of the first are not in `facts`.
         lane = taken[(window.stripe_customer_id, window.event_name)]
-        decision = _decide(window, lane, now, past_max)
+        decision = _decide(window, lane, now, past_max, identity.epoch)
         match decision:
             case HoldReason():
                 held.append((window.window_id, decision))
@@ -195,7 +195,7 @@ def _cut_batch(
 
 
 def _decide(
-    window: WindowFacts, lane: list[datetime], now: datetime, past_max: timedelta
+    window: WindowFacts, lane: list[datetime], now: datetime, past_max: timedelta, epoch: int
 ) -> Cut | Wait | HoldReason | None:
     """The next entry, in the first span that has a minute left."""
     decision: Cut | Wait | HoldReason | None = None
@@ -212,6 +212,7 @@ def _decide(
             ends_at=end,
             now=now,
             past_max=past_max,
+            epoch=epoch,
         )
         if decision is not HoldReason.NO_SLOT:
             break

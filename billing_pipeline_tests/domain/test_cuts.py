@@ -38,6 +38,7 @@ def decide(**overrides):
         "ends_at": TEN + HOUR,
         "now": TEN + 2 * HOUR,
         "past_max": PAST_MAX,
+        "epoch": 0,
     } | overrides
     return decide_cut(**({"assured": facts["stated"]} | facts))
 
@@ -118,6 +119,25 @@ def test_e06_a_free_minute_is_used_whichever_were_used_before(used):
 
     assert isinstance(decision, Cut)
     assert decision.slot_at == min(set(MINUTES) - used)
+
+
+@given(epoch=st.integers(0, 50), minutes=st.integers(1, 60))
+def test_every_minute_can_be_used_after_any_number_of_recoveries(epoch, minutes):
+    used: list[datetime] = []
+    while isinstance(
+        found := decide(epoch=epoch, used_slots=used, ends_at=TEN + minutes * MINUTE, last_slots_released=True), Cut
+    ):
+        used.append(found.slot_at)
+
+    assert sorted(used) == MINUTES[:minutes]
+
+
+def test_what_a_lost_timeline_may_have_used_unseen_is_not_met_after_a_recovery():
+    lost = {decide(epoch=0, used_slots=MINUTES[:used]).slot_at for used in range(COALESCE_FROM)}
+    lost_again = {decide(epoch=1, used_slots=MINUTES[25 : 25 + used]).slot_at for used in range(COALESCE_FROM)}
+
+    assert not lost & lost_again
+    assert decide(epoch=2).slot_at not in lost | lost_again
 
 
 def test_e06_an_entry_at_the_last_minute_leaves_the_earlier_ones_usable():

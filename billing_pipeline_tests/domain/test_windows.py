@@ -32,7 +32,10 @@ def test_a_naive_instant_is_refused():
 
 
 def test_a_whole_hour_has_sixty_slots_and_not_one_more():
-    assert list(slots_of(TEN, TEN + HOUR)) == [TEN + MINUTE * number for number in range(60)]
+    minutes = [TEN + MINUTE * number for number in range(60)]
+
+    assert list(slots_of(TEN, TEN + HOUR)) == minutes
+    assert list(slots_of(TEN, TEN + HOUR, 85)) == [*minutes[25:], *minutes[:25]]
 
 
 @given(

@@ -13,6 +13,7 @@ import pytest
 
 from billing_pipeline.domain.adoption import Step
 from billing_pipeline.errors import GateClosed, LedgerFrozen
+from billing_pipeline.stripe_simulator.faults import Fault, FaultKind
 from billing_pipeline.usage.adopt import adopt, release, require_settled
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.flush import flush
@@ -158,6 +159,57 @@ def test_c14_what_the_lost_timeline_billed_a_former_customer_is_taken_back(drill
     for (customer, _, _), units in counted.items():
         billed[customer] += units
     assert billed == {former: 0, later: sum(int(event["quantity"]) for event in sent)}
+
+
+@pytest.mark.slow
+def test_c14_what_the_lost_timeline_took_back_within_the_hour_proves_nothing_that_is_sent_later(
+    drill, tmp_path, monkeypatch
+):
+    customers = drill.set_up("acme")
+    kept, event = usage([3, 7], hours_ago=(4,), tag="again")[:2]
+    insert_events(drill.connection, kept)
+    flush(drill.flow)
+    drill.snapshot(tmp_path / "snapshot")
+    insert_events(drill.connection, event)
+    flush(drill.flow)
+    drill.connection.execute("DELETE FROM billable_events WHERE event_id = %s", (event["event_id"],))
+    # What is taken back waits until what was billed is confirmed.
+    for _ in range(2):
+        flush(drill.flow, scope=Scope.FULL)
+        drill.pass_time(HOUR)
+    cell = (customers["acme"], "prompt_tokens", event["occurred_at"].replace(minute=0))
+    assert counted_by_stripe(drill.simulator)[cell] == int(kept["quantity"])
+    drill.restore(tmp_path / "snapshot")
+    with pytest.raises(LedgerFrozen):
+        flush(drill.flow)
+    drill.pass_time(timedelta(hours=9, minutes=1))
+    drill.flow.send_canaries_while_frozen()
+    adopt(
+        drill.connection,
+        drill.flow.summaries,
+        catalogue=drill.flow.catalogue,
+        mark=drill.flow.mark,
+        since=THIS_HOUR - timedelta(days=2),
+        actor="Ann",
+        reason="disk failure",
+        clock=drill.flow.clock,
+    )
+    release(drill.connection, actor="Bob", reason="looked at the report", now=drill.flow.clock())
+
+    # The row was right after all, and Stripe drops what it accepted: the minute of before must not stand for it.
+    copy_events(drill.connection, [event])
+    lost = Fault(FaultKind.ASYNC_SILENT_DROP)
+    with monkeypatch.context() as bad_hour:
+        bad_hour.setattr(
+            drill.simulator.core._faults, "_plan", lambda _, sent: lost if sent.path.endswith("meter_events") else None
+        )
+        flush(drill.flow, scope=Scope.FULL)
+    for _ in range(3):
+        drill.pass_time(timedelta(hours=9, minutes=1))
+        flush(drill.flow)
+
+    assert counted_by_stripe(drill.simulator)[cell] == int(kept["quantity"] + event["quantity"])
+    assert drill.connection.execute("SELECT frozen_reason FROM ledger_identity").fetchall() == [(None,)]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from billing_pipeline_tests.prove import decisions
 from billing_pipeline_tests.prove.controls import CONTROLS, Control
 from billing_pipeline_tests.prove.kill_deck import Kind
 from billing_pipeline_tests.prove.kills import run_kills, run_together
+from billing_pipeline_tests.prove.life import run_lives
 from billing_pipeline_tests.prove.machine import run_machine
 from billing_pipeline_tests.prove.runs import run_control, run_world
 from billing_pipeline_tests.prove.sweep import OUTCOMES, sweep
@@ -44,6 +45,7 @@ RUNS: dict[str, Callable[..., Any]] = {
     "world": lambda place, seed, hours: run_world(place, int(seed), int(hours)),
     "control": lambda place, name, hours: run_control(place, controls()[name], int(hours)),
     "sweep": lambda place, name, every: sweep(place, outcomes()[name], every=int(every)),
+    "lives": lambda _, first, seeds, hours: run_lives(int(first), int(seeds), int(hours)),
     "machine": lambda _, examples, steps, seed: run_machine(int(examples), int(steps), int(seed)),
     "kills": lambda _, seed, kills: _in_folder(partial(run_kills, int(seed), int(kills))),
     "sigkills": lambda _, seed, kills: _in_folder(partial(run_kills, int(seed), int(kills), kinds={Kind.SIGKILL: 1})),

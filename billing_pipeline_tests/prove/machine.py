@@ -22,7 +22,7 @@ from psycopg import OperationalError
 
 from billing_pipeline.domain.windows import HOUR, MINUTE, hour_of
 from billing_pipeline.errors import BillingError, LedgerFrozen
-from billing_pipeline_tests.prove.machine_judge import broken_rules, differences_at_rest, is_quiet
+from billing_pipeline_tests.prove.machine_judge import broken_rules, cancelled_minutes, differences_at_rest, is_quiet
 from billing_pipeline_tests.prove.memory_flow import MemoryFlow
 from billing_pipeline_tests.prove.memory_ledger import FOREVER, Crash, Row, in_memory
 from billing_pipeline_tests.prove.memory_stripe import Trouble, Weather
@@ -279,6 +279,8 @@ class UsageMachine(RuleBasedStateMachine):
             self.flow.adopt()
             self.flow.release()
             self.tally.happened["recovery"] += 1
+        if not self.flow.frozen:
+            self.flow.stripe.cancelled |= cancelled_minutes(self.flow)
 
     # What must hold.
 
@@ -296,11 +298,12 @@ class UsageMachine(RuleBasedStateMachine):
         self.tally.happened["counted by Stripe"] += len(self.flow.stripe.counted)
         if self.failed:
             return
-        self._drain()
-        self.wrong += differences_at_rest(self.flow)
+        self.drain()
+        self.wrong += map(str, differences_at_rest(self.flow))
         self._require_right()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Without any more faults, until nothing is under way."""
         flow = self.flow
         flow.workers.clear()
         flow.stripe.refuse_key(False)

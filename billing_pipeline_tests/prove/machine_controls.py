@@ -5,8 +5,8 @@ Each replaces one decision of the product, in this process only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -109,9 +109,16 @@ BROKEN_RULES = (
 )
 
 
-def run_broken(broken: BrokenRule, examples: int, steps: int, seed: int) -> MachineRun:
-    """Run the machine on the broken product, until it finds something."""
+@contextmanager
+def in_force(broken: BrokenRule) -> Iterator[None]:
+    """The product is broken in this block."""
     with ExitStack() as stack:
         for module, name, replacement in broken.changes:
             stack.enter_context(patch.object(module, name, replacement))
+        yield
+
+
+def run_broken(broken: BrokenRule, examples: int, steps: int, seed: int) -> MachineRun:
+    """Run the machine on the broken product, until it finds something."""
+    with in_force(broken):
         return run_machine(examples, steps, seed, shrink=False)

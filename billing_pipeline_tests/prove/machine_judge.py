@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from billing_pipeline_tests.prove.memory_flow import GRACE, MemoryFlow
@@ -40,7 +41,9 @@ def broken_rules(flow: MemoryFlow) -> list[str]:
 
 def _entries(flow: MemoryFlow) -> Iterator[str]:
     for entry in flow.ledger.entries.values():
-        shown = flow.stripe.counted.get((entry["stripe_customer_id"], entry["slot_at"]))
+        if _place_of(entry) in flow.stripe.cancelled:
+            continue
+        shown = flow.stripe.counted.get(_place_of(entry))
         state, value = entry["state"], entry["value"]
         if state in SETTLED and shown != value:
             yield f"{state} {value}, but Stripe counted {shown}: {entry}"
@@ -60,11 +63,28 @@ def _is_stated(flow: MemoryFlow, gone: Row) -> bool:
     )
 
 
+def cancelled_minutes(flow: MemoryFlow) -> set[tuple[str, datetime]]:
+    """What Stripe counted, the ledger has forgotten and no hour shows, because it adds up to nothing there."""
+    by_hour: dict[Cell, dict[tuple[str, datetime], int]] = {}
+    for (customer, at), units in _unknown(flow).items():
+        cell = customer, at.replace(minute=0)
+        by_hour.setdefault(cell, {})[customer, at] = units
+    return {place for places in by_hour.values() if not sum(places.values()) for place in places}
+
+
+def _unknown(flow: MemoryFlow) -> dict[tuple[str, datetime], int]:
+    known = {_place_of(entry) for entry in flow.ledger.entries.values()} | flow.stripe.cancelled
+    nobody = flow.stripe.canary_customer
+    return {place: n for place, n in flow.stripe.counted.items() if place[0] != nobody and place not in known}
+
+
+def _place_of(entry: Row) -> tuple[str, datetime]:
+    return entry["stripe_customer_id"], entry["slot_at"]
+
+
 def _forgotten(flow: MemoryFlow) -> Iterator[str]:
-    minutes = {(e["stripe_customer_id"], e["slot_at"]) for e in flow.ledger.entries.values()}
-    for (customer, at), units in flow.stripe.counted.items():
-        if customer != flow.stripe.canary_customer and (customer, at) not in minutes:
-            yield f"Stripe counted {units} for {customer} at {at:%m-%d %H:%M}, of which the ledger knows nothing"
+    for (customer, at), units in _unknown(flow).items():
+        yield f"Stripe counted {units} for {customer} at {at:%m-%d %H:%M}, of which the ledger knows nothing"
 
 
 def _windows(flow: MemoryFlow) -> Iterator[str]:
@@ -72,9 +92,11 @@ def _windows(flow: MemoryFlow) -> Iterator[str]:
     for entry in flow.ledger.entries.values():
         by_window.setdefault(entry["window_id"], []).append(entry)
     for window_id, entries in by_window.items():
+        if any(_place_of(e) in flow.stripe.cancelled for e in entries):
+            continue
         states = [e["state"] for e in entries]
         stated = [e for e in entries if e["state"] in OPEN | SETTLED]
-        counted = [flow.stripe.counted.get((e["stripe_customer_id"], e["slot_at"])) for e in stated]
+        counted = [flow.stripe.counted.get(_place_of(e)) for e in stated]
         open_units = sum(e["value"] for e, units in zip(stated, counted, strict=True) if units is None)
         if sum(e["value"] for e in stated) != open_units + sum(units or 0 for units in counted):
             yield f"window {window_id}: counted and open are not what was stated: {entries}"
@@ -99,7 +121,29 @@ def is_quiet(flow: MemoryFlow) -> bool:
     return closed and not (flow.frozen or under_way or due)
 
 
-def differences_at_rest(flow: MemoryFlow) -> list[str]:
+@dataclass(frozen=True)
+class Difference:
+    """A customer's hour that Stripe has not counted as the rows say."""
+
+    customer: str
+    hour: datetime
+    said: int
+    counted: int
+    owed: int
+
+    @property
+    def missing(self) -> int:
+        """Units that Stripe lacks and the ledger does not name as owed; below zero, what it has too many."""
+        return self.said - self.counted - self.owed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.customer} {self.hour:%m-%d %H}: the rows say {self.said}, Stripe counted {self.counted}, "
+            f"and {self.owed} are owed by name"
+        )
+
+
+def differences_at_rest(flow: MemoryFlow) -> list[Difference]:
     """Every cell in which Stripe lacks or has units that the ledger does not name as owed."""
     truth, counted, named = _truth(flow), _counted(flow), _named(flow)
     for cell in truth.keys() | counted.keys() | {_cell_of(w) for w in flow.ledger.windows.values()}:
@@ -107,12 +151,8 @@ def differences_at_rest(flow: MemoryFlow) -> list[str]:
             # Rows that changed when no window of theirs could be counted any more.
             named[cell] += truth[cell] - sum(w["target"] for w in flow.ledger.windows.values() if _cell_of(w) == cell)
     cells = truth.keys() | counted.keys() | named.keys()
-    return [
-        f"{customer} {hour:%m-%d %H}: the rows say {truth[customer, hour]}, Stripe counted {counted[customer, hour]}, "
-        f"and {named[customer, hour]} are owed by name"
-        for customer, hour in sorted(cells)
-        if truth[customer, hour] - counted[customer, hour] != named[customer, hour]
-    ]
+    found = [Difference(*cell, truth[cell], counted[cell], named[cell]) for cell in sorted(cells)]
+    return [difference for difference in found if difference.missing]
 
 
 def _truth(flow: MemoryFlow) -> Counter[Cell]:

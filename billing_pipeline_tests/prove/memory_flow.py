@@ -192,12 +192,17 @@ class MemoryFlow:
         return self.ledger.identity["frozen_reason"] is not None
 
     @property
-    def lost_something(self) -> bool:
-        """The ledger has forgotten attempts or canaries, and nobody has recovered them yet."""
+    def lost_attempts(self) -> bool:
+        """The ledger has forgotten attempts, and nobody has recovered them yet."""
         mark = self.mark.read()
+        return mark is not None and mark.attempt_id > max(self.ledger.attempts, default=0)
+
+    @property
+    def lost_something(self) -> bool:
+        """It has forgotten attempts or canaries."""
         known = {c["slot_at"] for c in self.ledger.canaries.values()}
         canaries = {at for customer, at in self.stripe.counted if customer == self.stripe.canary_customer}
-        return (mark is not None and mark.attempt_id > max(self.ledger.attempts, default=0)) or bool(canaries - known)
+        return self.lost_attempts or bool(canaries - known)
 
     def wait_until_settled(self) -> bool:
         """Canaries after the freeze, hour by hour, until everything before it must show."""

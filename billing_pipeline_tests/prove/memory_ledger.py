@@ -28,6 +28,8 @@ Statement = Callable[["MemoryLedger", Mapping[str, Any]], list[Row]]
 STATEMENTS: dict[str, Statement] = {}
 FOREVER = datetime.max.replace(tzinfo=UTC)
 TABLES = ("windows", "entries", "attempts", "canaries", "summaries", "lanes")
+READING = {"database_identity", "facts_for_cut", "lock_windows_due_for_cut"}
+"""A transaction of nothing but these needs no copy to go back to, which is what costs most."""
 
 
 class Crash(BaseException):
@@ -98,6 +100,7 @@ class MemoryLedger:
         self._ids = count(1)
         self._steps_left: int | None = None
         self._depth = 0
+        self._before: Row | None = None
         self._written: dict[tuple[str, int], datetime] = {}
 
     def new_id(self) -> int:
@@ -119,6 +122,8 @@ class MemoryLedger:
     def run(self, name: str, params: Mapping[str, Any] | None) -> list[Row]:
         """Answer a named statement."""
         with self.step():
+            if name not in READING:
+                self.begin_to_write()
             rows = STATEMENTS[name](self, params or {})
             if self._depth == 0:
                 self._commit()
@@ -151,19 +156,25 @@ class MemoryLedger:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing."""
-        before = self.copy() if self._depth == 0 else None
         self._depth += 1
         try:
             yield
         except BaseException:
-            if before is not None:
-                self._put_back(before)
+            if self._depth == 1 and self._before is not None:
+                self._put_back(self._before)
                 self._written.clear()
             raise
         finally:
             self._depth -= 1
+            if self._depth == 0:
+                self._before = None
         if self._depth == 0:
             self._commit()
+
+    def begin_to_write(self) -> None:
+        """Within a transaction, keep what was there before the first change of it."""
+        if self._depth and self._before is None:
+            self._before = self.copy()
 
     def copy(self) -> Row:
         """All that is stored."""

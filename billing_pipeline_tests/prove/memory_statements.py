@@ -75,6 +75,7 @@ def aggregate(ledger: MemoryLedger, now: datetime) -> None:
                 row["quantity"]
             )
     with ledger.transaction(), ledger.step():
+        ledger.begin_to_write()
         known = {key_of(window): window for window in ledger.windows.values()}
         for key, quantities in counted.items():
             if key not in known:

@@ -25,7 +25,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report, its last line the sum of it."""
-        worlds, sweeps = self._of("world"), self._of("sweep")
+        worlds, lives, sweeps = self._of("world"), self._of("lives"), self._of("sweep")
         cells = {cell for world in worlds for cell in world["cells"]}
         reached = len(cells & {" ".join(cell) for cell in possible_cells()})
         lines = [f"commit {self.commit}, {len(self.results)} jobs, {self.minutes:.0f} minutes of one processor"]
@@ -40,6 +40,17 @@ class Report:
                 f"  restores: {_sum(worlds, 'restores')}, of which {_sum(worlds, 'restores_that_lost')} lost attempts, "
                 f"{_sum(worlds, 'undetected')} not noticed before the next send",
                 f"  longest doubt: {max(world['hours_to_certainty'] for world in worlds)} hours, outages not counted",
+            ]
+        if lives:
+            lines += [
+                f"life in memory: {_sum(lives, 'seeds'):,} seeds, {_sum(lives, 'hours'):,} hours, "
+                f"{_sum(lives, 'flushes'):,} flushes, {_sum(lives, 'sends'):,} meter events judged, "
+                f"{_sum(lives, 'outages'):,} outages",
+                f"  faults by kind: {_by_name(lives, 'faults')}",
+                f"  what happened: {_by_name(lives, 'happened')}",
+                f"  restores: {_sum(lives, 'restores')}, of which {_sum(lives, 'restores_that_lost')} lost attempts, "
+                f"{_sum(lives, 'undetected')} not noticed before the next send",
+                f"  longest doubt: {max(found['hours_to_certainty'] for found in lives)} hours, outages not counted",
             ]
         if sweeps:
             steps = {step for found in sweeps for step in found["died_at"]} - {"nowhere"}
@@ -73,14 +84,17 @@ class Report:
 
     def last_line(self) -> str:
         """The proof in one line."""
-        worlds, controls, kills = self._of("world"), self._of("control"), self._of(*REAL_PROCESSES)
-        judged = [*worlds, *kills]
+        worlds, lives, kills = self._of("world"), self._of("lives"), self._of(*REAL_PROCESSES)
+        controls, simulated = self._of("control"), [*worlds, *lives]
+        judged = [*simulated, *kills]
         caught = sum(not found["wrong"] for found in controls)
         crashes = sum(sum(found["crashes"].values()) for found in worlds) + _sum(self._of("sweep"), "cases")
         crashes += sum(sum(found["kills"].values()) for found in kills)
+        crashes += sum(found["happened"].get("crash", 0) for found in lives)
         return (
-            f"prove: {_sum(worlds, 'hours')} h, {len(worlds)} seeds, {_sum(judged, 'sends')} sends, "
-            f"{sum(sum(found['faults'].values()) for found in worlds)} faults, {crashes} crashes, "
+            f"prove: {_sum(simulated, 'hours')} h, {len(worlds) + _sum(lives, 'seeds')} seeds, "
+            f"{_sum(judged, 'sends')} sends, "
+            f"{sum(sum(found['faults'].values()) for found in simulated)} faults, {crashes} crashes, "
             f"{_sum(judged, 'restores')} restores, {caught}/{len(controls)} controls caught, "
             f"{_sum(judged, 'lost')} lost, {_sum(judged, 'over')} doubled"
         )

@@ -11,7 +11,7 @@ from billing_pipeline_tests.prove.runs import run_control, run_world
 from billing_pipeline_tests.prove.sweep import sweep
 from billing_pipeline_tests.prove.world import Place
 
-SEEDS, HOURS = 20, 100
+SEEDS, HOURS = 10, 100
 CONTROL_HOURS = 150
 pytestmark = pytest.mark.timeout(900)
 
