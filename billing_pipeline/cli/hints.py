@@ -1,4 +1,4 @@
-"""How commands speak: the next step as this person can type it here, and amounts with all their digits.
+"""How commands speak: the next step as this person can type it here, amounts with all their digits, who types.
 
 Messages name the command `billing-pipeline`, which a shell finds only once its environment is active; elsewhere the
 path that was typed takes its place.
@@ -6,6 +6,8 @@ path that was typed takes its place.
 
 from __future__ import annotations
 
+import getpass
+import os
 import shutil
 import sys
 from decimal import Decimal
@@ -26,3 +28,11 @@ def amount(units: Decimal) -> str:
     """Units with thousands separators, exactly, and without zeros that say nothing."""
     text = f"{units:,f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def own_name() -> str:
+    """Who types this, for the operator log."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"  # a container's user may have no name

@@ -5,16 +5,14 @@ Asks the database only, but for the prices of what waits, which may be unknown.
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from billing_pipeline.cli.hints import amount, as_typed
+from billing_pipeline.cli.hints import amount, as_typed, own_name
 from billing_pipeline.cli.usage import open_ledger
 
 if TYPE_CHECKING:
@@ -87,7 +85,7 @@ def retry(
             source=flow.read_source(),
             catalogue=flow.catalogue,
             event_ids=event_ids or (),
-            actor=_own_name(),
+            actor=own_name(),
             now=flow.clock(),
         )
     _print_judged(report)
@@ -105,7 +103,7 @@ def dismiss(
     """
     from billing_pipeline.usage.quarantine_decisions import dismiss as set_aside
 
-    actor = by or _own_name()
+    actor = by or own_name()
     with open_ledger() as flow:
         source = flow.read_source()
         dismissed = set_aside(flow.connection, event_ids, source=source, actor=actor, reason=reason, now=flow.clock())
@@ -291,10 +289,3 @@ def _rows(count: int) -> str:
 
 def _organizations(count: int) -> str:
     return f"{count:,} organization" + ("" if count == 1 else "s")
-
-
-def _own_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"user {os.getuid()}"  # a container's user may have no name

@@ -291,7 +291,8 @@ ledger_operations = Table(
     Column("details", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("done_at", Instant, nullable=False),
     CheckConstraint(
-        "action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal', 'dismiss', 'undo_dismissal')", name="action"
+        "action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal', 'dismiss', 'undo_dismissal', 'rebill')",
+        name="action",
     ),
 )
 

@@ -23,7 +23,7 @@ from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.usage.contract import CONTRACT_VERSION
-from billing_pipeline.usage.counting import Parts, counts, make_table
+from billing_pipeline.usage.counting import Parts, counts, make_table, verdicts
 from billing_pipeline.usage.meter_versions import keep_meter_versions
 from billing_pipeline.usage.period_levels import state_period_levels
 from billing_pipeline.usage.source_contract import hold_countable
@@ -69,7 +69,7 @@ def aggregate(
     """
     return in_transaction(
         connection,
-        lambda: _aggregate_once(connection, source, catalogue, start_at, overlap, clock, scope),
+        lambda: aggregate_once(connection, source, catalogue, start_at, overlap, clock, scope),
         name="Aggregation",
         isolation=IsolationLevel.REPEATABLE_READ,
     )
@@ -87,7 +87,7 @@ def next_scope(connection: Connection[Any], now: datetime) -> Scope:
     return Scope.TOUCHED if full_cutoff_at is not None and now - full_cutoff_at < FULL_EVERY else Scope.FULL
 
 
-def _aggregate_once(
+def aggregate_once(
     connection: Connection[Any],
     source: Source,
     catalogue: Catalogue,
@@ -96,6 +96,7 @@ def _aggregate_once(
     clock: Callable[[], datetime],
     scope: Scope | None,
 ) -> AggregationReport:
+    """One aggregation, in the caller's REPEATABLE READ transaction, which must have read nothing before its locks."""
     # Before anything is read: the snapshot begins behind the locks, and the cutoff behind the snapshot.
     queries.execute(connection, "lock_aggregations")
     source = hold_countable(connection, source, catalogue)
@@ -124,10 +125,13 @@ def _count(
         "reach_end": Literal(reach_end(cutoff_at)),
         "not_added_up": queries.part("not_added_up"),
     }
-    parts["fault"] = queries.part("fault_of_row").format(**parts)
+    parts |= verdicts(connection, parts)
     parts |= _everything(parts) if scope is Scope.FULL else _what_was_touched(connection, parts)
-    for statement in ("sum_hours", "find_period_parts", "find_split_hours"):
-        make_table(connection, statement, parts)
+    queries.execute(connection, "prefer_hashing")
+    make_table(connection, "sum_hours", parts)
+    queries.execute(connection, "prefer_nothing")
+    make_table(connection, "find_period_parts", parts)
+    make_table(connection, "find_split_hours", parts)
     any_singly = queries.fetch_dicts(connection, "rows_looked_at_singly", parts=parts)[0]["found"]
     make_table(connection, "read_usage_rows", parts | {"looked_at_singly": Literal(any_singly)})
     queries.execute(connection, "make_counted_windows")

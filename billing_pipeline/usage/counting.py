@@ -41,6 +41,17 @@ def make_table(connection: Connection[Any], statement: str, parts: Parts) -> Non
     queries.execute(connection, _ANALYZE[statement])
 
 
+def verdicts(connection: Connection[Any], parts: Parts) -> Parts:
+    """What the contract says of a row: its `fault`, or null, and `is_good`, which is the same and faster."""
+    needed = [
+        queries.part("needs_a_quantity").format(**{name: Literal(value) for name, value in version.items()})
+        for version in queries.fetch_dicts(connection, "versions_that_need_a_quantity")
+    ]
+    parts = parts | {"quantity_needed": SQL(" OR ").join(needed) if needed else SQL("false")}
+    fault = queries.part("fault_of_row").format(**parts)
+    return {"fault": fault, "is_good": queries.part("is_good_row").format(**parts, fault=fault)}
+
+
 def counts(connection: Connection[Any], parts: Parts) -> Iterator[Parts]:
     """The parts of each run of `count_windows`: whole hours, split ones, and, where a meter has them, period levels."""
     yield _DELTA | {"counted": queries.part("counted_whole").format(**parts)}

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from psycopg.sql import SQL
 
 from billing_pipeline.domain.catalogue import parse_catalogue
 from billing_pipeline.domain.reach import FUTURE_MAX
@@ -18,6 +19,8 @@ from billing_pipeline.usage.contract import (
     rows_in_quarantine,
     validate_contract,
 )
+from billing_pipeline.usage.counting import verdicts
+from billing_pipeline.usage.meter_versions import keep_meter_versions
 from billing_pipeline.usage.row_contract import PAST_MAX, ROW_RULES
 from billing_pipeline.usage.source_contract import require_countable
 from billing_pipeline_tests.builders import NOON, billable_event, copy_events, insert_events, source_of
@@ -218,6 +221,23 @@ rows = st.builds(
 )
 
 
+FIELDS = (("organization_id",), ("event_type", "properties"), ("quantity",), ("occurred_at", "recorded_at"))
+GOOD = {"organization_id": "acme", "event_type": "tokens", "quantity": Decimal(1), "occurred_at": NOON}
+nearly_good = st.builds(
+    lambda row, fields: GOOD | {"recorded_at": NOON, "properties": None} | {name: row[name] for name in fields},
+    rows,
+    st.sampled_from(FIELDS),
+)
+"""One thing may be wrong with it; of rows made up of chance alone nearly every one has two faults."""
+AT_THE_EDGES = [
+    GOOD | {"properties": None, "recorded_at": NOON, "quantity": quantity}
+    for quantity in map(Decimal, ("0", "1e15", "999999999999999.999999999999", "0.0000000000001", "0.1000000000000"))
+] + [
+    GOOD | {"properties": None, "recorded_at": NOON + lag}
+    for lag in (-FUTURE_MAX, -FUTURE_MAX - MICROSECOND, PAST_MAX, PAST_MAX + MICROSECOND)
+]
+
+
 @pytest.mark.usefixtures("unrecorded")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.lists(rows, min_size=1, max_size=80))
@@ -240,6 +260,21 @@ def test_the_contract_in_pandera_and_in_sql_agree_on_every_row(connection, datab
     )
     assert quarantine(connection) == {event_id: reason for event_id, reason in in_sql.items() if reason}
     assert {reason for reason in in_sql.values() if reason} <= set(ROW_RULES)
+
+
+@pytest.mark.usefixtures("unrecorded")
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.lists(rows | nearly_good, min_size=1, max_size=80))
+@example(batch=AT_THE_EDGES)
+def test_what_is_plainly_good_is_what_the_contract_finds_no_fault_in(connection, batch):
+    keep_meter_versions(connection, CATALOGUE, start_at=NOW - timedelta(days=20), now=NOW)
+    connection.execute("DELETE FROM public.billable_events")
+    copy_events(connection, (event(event_id=f"e{number}", **row) for number, row in enumerate(batch)))
+    for missing in (SQL("false"), SQL("coalesce(s.properties ->> 'user', '') = ''")):
+        verdict = verdicts(connection, {"property_missing": missing})
+        differing = SQL("SELECT s FROM public.billable_events s WHERE {is_good} IS DISTINCT FROM ({fault} IS NULL)")
+
+        assert connection.execute(differing.format(**verdict)).fetchall() == []
 
 
 def test_a_mended_row_leaves_quarantine_by_itself(connection, database_url):

@@ -306,7 +306,7 @@ CREATE TABLE billing_pipeline.ledger_operations (
     details JSONB DEFAULT '{}'::jsonb NOT NULL,
     done_at TIMESTAMPTZ NOT NULL,
     CONSTRAINT ledger_operations_pkey PRIMARY KEY (operation_id),
-    CONSTRAINT ledger_operations_action_check CHECK (action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal', 'dismiss', 'undo_dismissal'))
+    CONSTRAINT ledger_operations_action_check CHECK (action IN ('freeze', 'adopt', 'release', 'release_hold', 'seal', 'dismiss', 'undo_dismissal', 'rebill'))
 );
 COMMENT ON COLUMN billing_pipeline.ledger_operations.actor IS 'who did it; the pipeline itself for a freeze';
 
