@@ -77,7 +77,7 @@ def status() -> None:
         shown = "-" if value is None else amount(Decimal(value)) if isinstance(value, (int, Decimal)) else str(value)
         typer.echo(f"{shown:>16} {LABELS.get(name, name.replace('_', ' '))}")
     print_held(held)
-    print_owed_after_seal(after_seal)
+    print_owed_after_seal(after_seal, flow.catalogue)
     units = sum((found.units for found in expiring), Decimal(0))
     refused_from = f"refused from day {times.past_max.days} on"
     typer.echo(f"{amount(units):>16} units older than {times.past_alarm.days} days and not sent, {refused_from}")

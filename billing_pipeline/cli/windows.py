@@ -13,12 +13,20 @@ import typer
 from billing_pipeline.cli.hints import amount, as_typed
 from billing_pipeline.cli.times import instant
 from billing_pipeline.cli.usage import open_ledger
+from billing_pipeline.domain.catalogue import LateUsage
 
 if TYPE_CHECKING:
+    from billing_pipeline.domain.catalogue import Catalogue
     from billing_pipeline.usage.hold import HeldWindow
     from billing_pipeline.usage.seal import OwedAfterSeal
 
 HELD_SHOWN = 20
+WORDS = {
+    LateUsage.INVOICE_ITEM: "bill it by an invoice item",
+    LateUsage.NEXT_PERIOD: "bill it with the next period",
+    LateUsage.WRITE_OFF: "write it off",
+    None: "the catalogue no longer has the meter",
+}
 
 By = Annotated[str, typer.Option("--by", help="Who does this, for the operator log.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the operator log.")]
@@ -88,13 +96,15 @@ def print_held(held: list[HeldWindow]) -> None:
         )
 
 
-def print_owed_after_seal(owed: list[OwedAfterSeal]) -> None:
-    """What sealed periods are owed, if anything."""
+def print_owed_after_seal(owed: list[OwedAfterSeal], catalogue: Catalogue) -> None:
+    """What sealed periods are owed, if anything, and what the catalogue wants done with it."""
+    policies = {meter.name: meter.late_usage for meter in catalogue.meters}
     if not owed:
         return
     typer.echo("\nOwed after the seal of its period; never sent, needs an adjustment of the invoice:")
     for row in owed:
+        to_do = WORDS[policies.get(row.meter)] if row.units > 0 else "billed too much: credit it"
         typer.echo(
             f"{amount(row.units):>16} units of {row.organization_id} {row.meter} "
-            f"({row.stripe_customer_id}, {row.windows:,} windows)"
+            f"({row.stripe_customer_id}, {row.windows:,} windows; {to_do})"
         )

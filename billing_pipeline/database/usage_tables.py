@@ -203,6 +203,7 @@ usage_windows = Table(
     Column("cut_after", Instant, comment="so many corrections that the next waits until then, and takes all since"),
     Column("hold_reason", Text, comment="not null: owed, but cannot be cut; waits for a person"),
     Column("last_slots_released_at", Instant, comment="a person let the cutter use the reserved last minutes"),
+    Column("released_target", Numeric, comment="a person let it be stated up to here, beyond the meter's hour_max"),
     Column("sealed_at", Instant, comment="the invoice is final; only an adjustment may follow"),
     CheckConstraint("starts_at < ends_at", name="span"),
     CheckConstraint("target >= 0 AND target = trunc(target)", name="target"),

@@ -21,7 +21,7 @@ from typing import Any
 from billing_pipeline.errors import CatalogueError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_METER_KEYS = {"event_types", "aggregation", "event_name", "unit_scale", "filter", "property"}
+_METER_KEYS = {"event_types", "aggregation", "event_name", "unit_scale", "filter", "property", "hour_max", "late_usage"}
 EVENT_NAME_LENGTH_MAX = 100  # Stripe: event_name of a meter event
 FILTER_CHOICES_MAX = 100
 
@@ -46,6 +46,14 @@ class Aggregation(StrEnum):
         return self not in {Aggregation.SUM, Aggregation.COUNT}
 
 
+class LateUsage(StrEnum):
+    """What is to become of usage that turns up when its period's invoice is final.  A person acts on it."""
+
+    INVOICE_ITEM = "invoice_item"  # billed by an invoice item of its own
+    NEXT_PERIOD = "next_period"  # billed with the next period's invoice
+    WRITE_OFF = "write_off"  # not billed
+
+
 @dataclass(frozen=True, slots=True)
 class Meter:
     """One entry of the catalogue."""
@@ -62,6 +70,9 @@ class Meter:
     """JSON objects, of which an event's properties must contain one; empty: every event of its types counts."""
     property: str | None = None
     """Of `unique`: the property whose different values are counted."""
+    hour_max: int | None = None
+    """A brake: Stripe units that one organization's hour may come to; more waits for a person."""
+    late_usage: LateUsage = LateUsage.INVOICE_ITEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +162,24 @@ def _meter(name: str, entry: Any, faults: list[str]) -> Meter | None:
         faults.append(f'{where}: unique needs property = "...", whose different values are counted')
     if aggregation != Aggregation.UNIQUE and prop is not None:
         faults.append(f"{where}: property belongs to the aggregation unique only")
+    hour_max = entry.get("hour_max")
+    if hour_max is not None and (not isinstance(hour_max, int) or isinstance(hour_max, bool) or hour_max < 1):
+        faults.append(f"{where}: hour_max must be a whole number of Stripe units, at least 1")
+    late_usage = entry.get("late_usage", LateUsage.INVOICE_ITEM)
+    if late_usage not in list(LateUsage):
+        faults.append(f"{where}: late_usage must be one of {', '.join(LateUsage)}, not {late_usage!r}")
     if len(faults) > found:
         return None
     return Meter(
-        name, tuple(event_types or ()), Aggregation(str(aggregation)), event_name, Decimal(str(scale)), choices, prop
+        name,
+        tuple(event_types or ()),
+        Aggregation(str(aggregation)),
+        event_name,
+        Decimal(str(scale)),
+        choices,
+        prop,
+        hour_max,
+        LateUsage(late_usage),
     )
 
 

@@ -62,6 +62,7 @@ class HoldReason(StrEnum):
     TOO_LARGE = "more_digits_than_stripe_accepts"
     NO_SLOT = "no_minute_left_in_window"
     LAST_SLOTS = "last_minutes_of_window_are_reserved"
+    OVER_HOUR_MAX = "more_than_the_meters_hour_max"
 
 
 class DuplicateWithoutAttempt(Exception):

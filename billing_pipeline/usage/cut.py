@@ -9,7 +9,7 @@ here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -58,6 +58,7 @@ class WindowFacts:
     ends_at: datetime
     target: Decimal
     last_slots_released: bool
+    released_target: Decimal | None
     stated: Decimal
     assured: Decimal
     next_sequence: int
@@ -71,39 +72,46 @@ class WindowFacts:
     used_slots: list[datetime]
 
 
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What one cut goes by, the same for all its windows."""
+
+    identity: Identity
+    closed_before: datetime
+    past_max: timedelta
+    hour_max: Mapping[str, int]
+    now: datetime
+
+
 def cut(
     connection: Connection[Any],
     *,
     identity: Identity,
     grace: timedelta,
     past_max: timedelta,
+    hour_max: Mapping[str, int],
     clock: Callable[[], datetime],
 ) -> CutReport:
-    """Cut every window that closed at least `grace` ago, in batches of one transaction each."""
+    """Cut every window that closed at least `grace` ago, in batches of one transaction each.
+
+    `hour_max` are the brakes of the meters that have one, in Stripe units by event name.
+    """
     now = clock()
-    report, waited = _cut_due(connection, identity, grace, past_max, now, CutReport())
+    rules = _Rules(identity, now - grace, past_max, hour_max, now)
+    report, waited = _cut_due(connection, rules, CutReport())
     if waited:
         # What they waited for is taken back by now, or waits itself for an answer or a person.
-        report, _ = _cut_due(connection, identity, grace, past_max, now, report)
+        report, _ = _cut_due(connection, rules, report)
     return report
 
 
-def _cut_due(
-    connection: Connection[Any],
-    identity: Identity,
-    grace: timedelta,
-    past_max: timedelta,
-    now: datetime,
-    report: CutReport,
-) -> tuple[CutReport, bool]:
+def _cut_due(connection: Connection[Any], rules: _Rules, report: CutReport) -> tuple[CutReport, bool]:
     """Cut what is due once; also returns whether a window waited for another to take back first."""
     any_waited = False
     after: tuple[datetime, int] = (_BEGINNING, 0)
     while True:
         # Partial and not a closure: a try that is broken off must leave the report as it was.
-        batch = in_transaction(
-            connection, partial(_cut_next, connection, identity, grace, past_max, now, after, report), name="The cut"
-        )
+        batch = in_transaction(connection, partial(_cut_next, connection, rules, after, report), name="The cut")
         if batch is None:
             return report, any_waited
         after, report, waited = batch
@@ -111,13 +119,7 @@ def _cut_due(
 
 
 def _cut_next(
-    connection: Connection[Any],
-    identity: Identity,
-    grace: timedelta,
-    past_max: timedelta,
-    now: datetime,
-    after: tuple[datetime, int],
-    report: CutReport,
+    connection: Connection[Any], rules: _Rules, after: tuple[datetime, int], report: CutReport
 ) -> tuple[tuple[datetime, int], CutReport, bool] | None:
     """The last window's place in the order, the report so far, and whether a window waited for another to take back;
     None when no window is due after `after`."""
@@ -125,8 +127,8 @@ def _cut_next(
         connection,
         "lock_windows_due_for_cut",
         {
-            "now": now,
-            "closed_before": now - grace,
+            "now": rules.now,
+            "closed_before": rules.closed_before,
             "after_ends_at": after[0],
             "after_window_id": after[1],
             "limit": BATCH_SIZE,
@@ -135,18 +137,13 @@ def _cut_next(
     if not due:
         return None
     last = (due[-1]["ends_at"], due[-1]["window_id"])
-    return last, *_cut_batch(connection, [row["window_id"] for row in due], identity, past_max, now, report)
+    return last, *_cut_batch(connection, [row["window_id"] for row in due], rules, report)
 
 
 def _cut_batch(
-    connection: Connection[Any],
-    window_ids: list[int],
-    identity: Identity,
-    past_max: timedelta,
-    now: datetime,
-    report: CutReport,
+    connection: Connection[Any], window_ids: list[int], rules: _Rules, report: CutReport
 ) -> tuple[CutReport, bool]:
-    facts = queries.fetch(connection, "facts_for_cut", WindowFacts, {"window_ids": window_ids, "now": now})
+    facts = queries.fetch(connection, "facts_for_cut", WindowFacts, {"window_ids": window_ids, "now": rules.now})
     entries: list[tuple[WindowFacts, Cut]] = []
     held: list[tuple[int, HoldReason]] = []
     deferred: list[tuple[int, datetime]] = []
@@ -158,7 +155,7 @@ def _cut_batch(
             continue
         # Two windows of one customer and hour may be in one batch; the minutes of the first are not in `facts`.
         lane = taken[(window.stripe_customer_id, window.event_name)]
-        decision = _decide(window, lane, now, past_max, identity.epoch)
+        decision = _decide(window, lane, rules)
         match decision:
             case HoldReason():
                 held.append((window.window_id, decision))
@@ -175,7 +172,7 @@ def _cut_batch(
                 lane.append(decision.slot_at)
         if window.sides_due <= 1:
             settled.append(window.window_id)
-    _insert(connection, entries, identity, now)
+    _insert(connection, entries, rules.identity, rules.now)
     queries.execute(connection, "settle_windows", {"window_ids": settled})
     queries.execute(
         connection, "defer_windows", {"window_ids": [i for i, _ in deferred], "untils": [at for _, at in deferred]}
@@ -194,9 +191,7 @@ def _cut_batch(
     return total, any(window.would_be_billed_twice for window in facts)
 
 
-def _decide(
-    window: WindowFacts, lane: list[datetime], now: datetime, past_max: timedelta, epoch: int
-) -> Cut | Wait | HoldReason | None:
+def _decide(window: WindowFacts, lane: list[datetime], rules: _Rules) -> Cut | Wait | HoldReason | None:
     """The next entry, in the first span that has a minute left."""
     decision: Cut | Wait | HoldReason | None = None
     for start, end in zip(window.span_starts, window.span_ends, strict=True):
@@ -210,9 +205,11 @@ def _decide(
             last_slots_released=window.last_slots_released,
             starts_at=start,
             ends_at=end,
-            now=now,
-            past_max=past_max,
-            epoch=epoch,
+            now=rules.now,
+            past_max=rules.past_max,
+            epoch=rules.identity.epoch,
+            hour_max=rules.hour_max.get(window.event_name),
+            released_target=None if window.released_target is None else int(window.released_target),
         )
         if decision is not HoldReason.NO_SLOT:
             break

@@ -198,6 +198,7 @@ class UsageFlow:
             identity=identity,
             grace=timedelta(seconds=self.settings.billing_window_grace_seconds),
             past_max=self.settings.protocol_times.past_max,
+            hour_max={meter.event_name: meter.hour_max for meter in self.catalogue.meters if meter.hour_max},
             clock=self.clock,
         )
 

@@ -42,7 +42,12 @@ def release_windows(
 ) -> None:
     """Let the cutter look at these windows again, all or none.  Raises `UserError` for one that is not on hold."""
     asked = sorted(set(window_ids))
-    params = {"window_ids": asked, "last_slots": str(HoldReason.LAST_SLOTS), "now": now}
+    params = {
+        "window_ids": asked,
+        "last_slots": str(HoldReason.LAST_SLOTS),
+        "over_hour_max": str(HoldReason.OVER_HOUR_MAX),
+        "now": now,
+    }
 
     def write() -> None:
         released = [row["window_id"] for row in queries.fetch_dicts(connection, "release_windows", params)]

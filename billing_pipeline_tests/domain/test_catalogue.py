@@ -6,10 +6,11 @@ from decimal import Decimal
 
 import pytest
 
-from billing_pipeline.domain.catalogue import Aggregation, parse_catalogue
+from billing_pipeline.domain.catalogue import Aggregation, LateUsage, parse_catalogue
 from billing_pipeline.errors import CatalogueError
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.catalogue import load_catalogue
+from billing_pipeline.usage.meter_versions import definition
 
 GOOD = """
 ignored_event_types = ["login"]
@@ -147,3 +148,28 @@ def test_the_packaged_catalogue_is_good():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CatalogueError, match=r"absent\.toml cannot be read: No such file.*BILLING_METERS_FILE"):
         load_catalogue(load_settings(billing_meters_file=tmp_path / "absent.toml"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ("hour_max = 0", "hour_max must be a whole number"),
+        ("hour_max = true", "hour_max must be a whole number"),
+        ('hour_max = "many"', "hour_max must be a whole number"),
+        ('late_usage = "forget"', "late_usage must be one of invoice_item, next_period, write_off, not 'forget'"),
+        ("late_usage = 3", "late_usage must be one of"),
+    ],
+)
+def test_a_brake_or_policy_that_means_nothing_is_refused(keys, named):
+    with pytest.raises(CatalogueError, match=named):
+        parse_catalogue(f'[meters.a]\nevent_types = ["a"]\naggregation = "sum"\n{keys}', origin="m")
+
+
+def test_a_brake_and_a_policy_change_nothing_about_how_hours_are_counted():
+    text = '[meters.a]\nevent_types = ["a"]\naggregation = "sum"\n'
+    (plain,) = parse_catalogue(text, origin="m").meters
+    (braked,) = parse_catalogue(text + 'hour_max = 9\nlate_usage = "write_off"\n', origin="m").meters
+
+    assert (plain.hour_max, plain.late_usage) == (None, LateUsage.INVOICE_ITEM)
+    assert (braked.hour_max, braked.late_usage) == (9, LateUsage.WRITE_OFF)
+    assert definition(plain) == definition(braked)

@@ -104,7 +104,9 @@ class MemoryFlow:
     def cut(self) -> None:
         """Stage 3."""
         identity = self.pass_gate()
-        cut.cut(self.ledger, identity=identity, grace=GRACE, past_max=self.times.past_max, clock=self.clock)
+        cut.cut(
+            self.ledger, identity=identity, grace=GRACE, past_max=self.times.past_max, hour_max={}, clock=self.clock
+        )
 
     def claim(self) -> Worker | None:
         """The first half of stage 4: a worker with attempts committed and the mark raised, or None."""

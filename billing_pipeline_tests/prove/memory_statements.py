@@ -138,6 +138,7 @@ def _facts(ledger: MemoryLedger, window: Row, now: datetime) -> Row:
         "ends_at": window["ends_at"],
         "target": window["target"],
         "last_slots_released": window["last_slots_released"],
+        "released_target": None,
         "stated": total,
         "assured": assured,
         "next_sequence": max((e["sequence"] + 1 for e in entries), default=0),

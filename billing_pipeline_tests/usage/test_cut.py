@@ -10,6 +10,7 @@ from decimal import Decimal
 
 import pytest
 
+from billing_pipeline.domain.catalogue import parse_catalogue
 from billing_pipeline.domain.cuts import COALESCE_FROM, HOLD_FROM
 from billing_pipeline.errors import UserError
 from billing_pipeline.reconciliation.invariants import violations
@@ -219,3 +220,27 @@ def test_a_release_of_what_is_not_on_hold_changes_nothing(flow, bill, closed):
         release_windows(flow.connection, [77, 1], actor="Ann", reason="x", now=flow.clock())
 
     assert operations(flow) == []
+
+
+def test_an_hour_over_its_meters_brake_is_sent_only_as_far_as_a_person_let_it(flow, bill, closed, simulator):
+    customers = bill("acme", "globex")
+    text = '[meters.prompt_tokens]\nevent_types = ["prompt_tokens"]\naggregation = "sum"\nhour_max = 100\n'
+    flow.catalogue = parse_catalogue(text, origin="test")
+    acme, globex = ((customers[name], "prompt_tokens", closed) for name in ("acme", "globex"))
+
+    use(flow, closed, quantity=100, organization_id="globex")
+    report = use(flow, closed, quantity=101)
+    assert (report.cut.entries, report.cut.windows_held) == (0, 1)
+    assert counted_by_stripe(simulator) == {globex: 100}, "the others go on"
+    assert found(flow) == [("held", 101)]
+    (held,) = held_windows(flow.connection, limit=5)
+    assert (held.organization_id, held.units, held.reason) == ("acme", 101, "more_than_the_meters_hour_max")
+
+    release_windows(flow.connection, [held.window_id], actor="Ann", reason="asked the customer", now=flow.clock())
+    flush(flow)
+    assert counted_by_stripe(simulator) == {globex: 100, acme: 101}
+
+    use(flow, closed, quantity=1)
+    assert counted_by_stripe(simulator) == {globex: 100, acme: 101}, "no further than she saw"
+    assert found(flow) == [("held", 1)]
+    assert broken(flow) == []

@@ -19,7 +19,7 @@ SELECT window_id, ends_at
 -- side once it is counted again.  One side is stated at a time, taking back first.
 WITH due AS (
     SELECT window_id, organization_id, stripe_customer_id, meter, event_name, starts_at, ends_at, target,
-           period_level, last_slots_released_at IS NOT NULL AS last_slots_released,
+           period_level, last_slots_released_at IS NOT NULL AS last_slots_released, released_target,
            date_trunc('hour', starts_at, 'UTC') AS hour_at
       FROM usage_windows
      WHERE window_id = ANY (%(window_ids)s::bigint[])
@@ -57,7 +57,7 @@ WITH due AS (
      ORDER BY window_id, side_target = stated, side_target - stated, begins_at
 )
 SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.starts_at, w.ends_at,
-       w.last_slots_released, w.side_target AS target, w.stated, w.assured, w.sides_due,
+       w.last_slots_released, w.released_target, w.side_target AS target, w.stated, w.assured, w.sides_due,
        coalesce(e.next_sequence, 0) AS next_sequence,
        coalesce(e.open_or_held, false) AS open_or_held,
        e.last_cut_at,

@@ -18,7 +18,8 @@ SELECT w.window_id, w.organization_id, w.meter, w.starts_at,
  LIMIT %(limit)s;
 
 -- name: release_windows
--- The cutter looks at them again.  Whoever releases the last minutes of a window releases all of them.
+-- The cutter looks at them again.  Whoever releases the last minutes of a window releases all of them; whoever releases
+-- an hour that is over its meter's hour_max lets it come to what it comes to now, and no further.
 WITH released AS (
     SELECT window_id, hold_reason
       FROM usage_windows
@@ -33,7 +34,9 @@ WITH released AS (
     UPDATE usage_windows w
        SET hold_reason = NULL, cut_due = true,
            last_slots_released_at = CASE WHEN released.hold_reason = %(last_slots)s THEN %(now)s
-                                         ELSE w.last_slots_released_at END
+                                         ELSE w.last_slots_released_at END,
+           released_target = CASE WHEN released.hold_reason = %(over_hour_max)s THEN w.target
+                                  ELSE w.released_target END
       FROM released
      WHERE w.window_id = released.window_id
        AND (released.hold_reason IS NOT NULL OR w.window_id IN (SELECT window_id FROM entry))

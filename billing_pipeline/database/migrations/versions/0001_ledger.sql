@@ -144,6 +144,7 @@ CREATE TABLE billing_pipeline.usage_windows (
     cut_after TIMESTAMPTZ,
     hold_reason TEXT,
     last_slots_released_at TIMESTAMPTZ,
+    released_target NUMERIC,
     sealed_at TIMESTAMPTZ,
     CONSTRAINT usage_windows_pkey PRIMARY KEY (window_id),
     CONSTRAINT usage_windows_span_check CHECK (starts_at < ends_at),
@@ -170,6 +171,7 @@ COMMENT ON COLUMN billing_pipeline.usage_windows.cut_due IS 'target may differ f
 COMMENT ON COLUMN billing_pipeline.usage_windows.cut_after IS 'so many corrections that the next waits until then, and takes all since';
 COMMENT ON COLUMN billing_pipeline.usage_windows.hold_reason IS 'not null: owed, but cannot be cut; waits for a person';
 COMMENT ON COLUMN billing_pipeline.usage_windows.last_slots_released_at IS 'a person let the cutter use the reserved last minutes';
+COMMENT ON COLUMN billing_pipeline.usage_windows.released_target IS 'a person let it be stated up to here, beyond the meter''s hour_max';
 COMMENT ON COLUMN billing_pipeline.usage_windows.sealed_at IS 'the invoice is final; only an adjustment may follow';
 
 CREATE TABLE billing_pipeline.ledger_identity (
