@@ -11,6 +11,7 @@ from billing_pipeline.stripe_simulator import (
     catalogue,
     core_events,
     customers,
+    invoices,
     meter_events,
     meters,
     stream,
@@ -53,6 +54,7 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("POST", "/v1/subscriptions/{id}"): subscriptions.update_subscription,
     ("DELETE", "/v1/subscriptions/{id}"): subscriptions.cancel_subscription,
     ("GET", "/v1/subscription_items"): subscriptions.list_subscription_items,
+    ("POST", "/v1/invoices/create_preview"): invoices.preview_invoice,
 }
 
 
@@ -79,6 +81,7 @@ _RESOURCES = {
     "account": "account",
     "customers": "customers",
     "events": "events",
+    "invoices": "invoices",
     "meter_event_adjustments": "meter_events",
     "meter_event_session": "meter_events",
     "meter_events": "meter_events",

@@ -10,6 +10,7 @@ import pytest
 from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.stripe_api.catalogue import set_up_catalogue
+from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.flush import flush
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.fix_aggregation import catalogue_of
@@ -50,7 +51,7 @@ def kinds(flow, bill, subscriptions):
     set_up_catalogue(flow.stripe, flow.settings, flow.catalogue)
     customer = bill("acme")["acme"]
     names = [meter.event_name for meter in flow.catalogue.meters]
-    subscriptions.create(customer, flow.clock() - timedelta(days=10), *names)
+    flow.subscription = subscriptions.create(customer, flow.clock() - timedelta(days=10), *names)
     return flow
 
 
@@ -83,6 +84,15 @@ def billed(simulator):
     return totals
 
 
+def invoiced(flow, simulator):
+    """The quantity of each line of the invoice that the period would end with."""
+    client = simulator.client()
+    names = {meter.id: meter.event_name for meter in client.v1.billing.meters.list().auto_paging_iter()}
+    lines = client.v1.invoices.create_preview({"subscription": flow.subscription}).lines.data
+    prices = [client.v1.prices.retrieve(line.pricing.price_details.price) for line in lines]
+    return {names[price.recurring.meter]: line.quantity for price, line in zip(prices, lines, strict=True)}
+
+
 def highest(simulator, event_name):
     """The most that Stripe ever showed of a meter, event by event."""
     total = highest = 0
@@ -108,7 +118,7 @@ def test_each_kind_of_usage_is_billed_as_the_rows_say(kinds, simulator):
     insert_events(kinds.connection, *rows)
     flush(kinds)
 
-    assert billed(simulator) == expected(rows)
+    assert billed(simulator) == invoiced(kinds, simulator) == expected(rows)
     assert differences(kinds) == ()
 
     # Late: a new peak before the old one, a user already seen earlier, and a lower latest value.
@@ -118,12 +128,41 @@ def test_each_kind_of_usage_is_billed_as_the_rows_say(kinds, simulator):
     flush(kinds)
     flush(kinds)
 
-    assert billed(simulator) == expected(rows + late)
+    assert billed(simulator) == invoiced(kinds, simulator) == expected(rows + late)
     assert {name: highest(simulator, name) for name in ("peak_tokens", "latest_tokens", "users")} == {
         "peak_tokens": 50,
         "latest_tokens": 24,
         "users": 3,
     }
+    assert differences(kinds) == ()
+    assert violations(kinds.connection, settings=kinds.settings, mark=0, now=kinds.clock()) == []
+
+
+def test_each_kind_of_usage_is_invoiced_as_the_corrected_rows_say(kinds, simulator):
+    noon = kinds.clock().replace(minute=0, second=0, microsecond=0) - 9 * HOUR
+    rows = [
+        call(noon, 10, "ann"),
+        call(noon + HOUR, 90, "bob"),
+        call(noon + 2 * HOUR, 40, "bob", tier="team"),
+        call(noon + 3 * HOUR, 70, "cy"),
+    ]
+    insert_events(kinds.connection, *rows)
+    flush(kinds)
+    assert invoiced(kinds, simulator) == expected(rows)
+
+    # The peak was a mistake, the latest value too high, and one row is nobody's usage.
+    rows[1]["quantity"], rows[3]["quantity"] = Decimal(60), Decimal(8)
+    for row in (rows[1], rows[3]):
+        kinds.connection.execute(
+            "UPDATE public.billable_events SET quantity = %s, recorded_at = now() WHERE event_id = %s",
+            (row["quantity"], row["event_id"]),
+        )
+    kinds.connection.execute("DELETE FROM public.billable_events WHERE event_id = %s", (rows[0]["event_id"],))
+    for _ in range(3):
+        # What is taken back waits until what was billed is confirmed.
+        flush(kinds, scope=Scope.FULL)
+
+    assert billed(simulator) == invoiced(kinds, simulator) == expected(rows[1:])
     assert differences(kinds) == ()
     assert violations(kinds.connection, settings=kinds.settings, mark=0, now=kinds.clock()) == []
 

@@ -58,8 +58,8 @@ class Lives:
     hours: int = 0
     flushes: int = 0
     sends: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    happened: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, int] = field(default_factory=dict)
+    happened: dict[str, int] = field(default_factory=dict)
     restores: int = 0
     restores_that_lost: int = 0
     undetected: int = 0
@@ -228,8 +228,10 @@ def _live(found: Lives, life: Life, hours: int) -> None:
     found.hours += life.hours
     found.flushes += life.flushes
     found.sends += stripe.sent
-    found.faults.update({str(kind): times for kind, times in stripe.troubles.items()})
-    found.happened.update(happened)
+    for kind, times in stripe.troubles.items():
+        found.faults[str(kind)] = found.faults.get(str(kind), 0) + times
+    for what, times in happened.items():
+        found.happened[what] = found.happened.get(what, 0) + times
     found.outages += life.outages
     found.restores += happened["restore"]
     found.restores_that_lost += life.restores_that_lost
