@@ -244,6 +244,12 @@ usage_windows = Table(
         "starts_at",
         postgresql_where=text("period_level IS NOT NULL"),
     ),
+    # Usage that no Stripe customer can take, and there may be much of it: of trials, say.
+    Index(
+        "usage_windows_unmapped_idx",
+        "organization_id",
+        postgresql_where=text("stripe_customer_id IS NULL AND target > 0"),
+    ),
     # What is not settled stays in sight however old it is.
     Index("usage_windows_not_settled_idx", "starts_at", postgresql_where=text("cut_due OR hold_reason IS NOT NULL")),
 )

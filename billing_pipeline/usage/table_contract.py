@@ -36,7 +36,7 @@ def table_faults(
         rows = queries.fetch_dicts(connection, "absent_event_types", params, parts=source.parts)
         if absent := tuple(row["event_type"] for row in rows):
             faults.append(fault("required_event_type_absent", len(absent), absent))
-    unmapped = queries.fetch_dicts(connection, "unmapped_organizations")
+    unmapped = queries.fetch_dicts(connection, "some_unmapped_organizations")
     if unmapped:
         ids = tuple(row["organization_id"] for row in unmapped[:SAMPLES_MAX])
         faults.append(fault("organization_unmapped", len(unmapped), ids))

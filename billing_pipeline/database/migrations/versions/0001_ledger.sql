@@ -157,6 +157,7 @@ CREATE INDEX usage_windows_fractions_idx ON billing_pipeline.usage_windows (star
 CREATE INDEX usage_windows_not_settled_idx ON billing_pipeline.usage_windows (starts_at) WHERE cut_due OR hold_reason IS NOT NULL;
 CREATE INDEX usage_windows_period_levels_idx ON billing_pipeline.usage_windows (organization_id, starts_at) WHERE period_level IS NOT NULL;
 CREATE INDEX usage_windows_starts_at_idx ON billing_pipeline.usage_windows (starts_at);
+CREATE INDEX usage_windows_unmapped_idx ON billing_pipeline.usage_windows (organization_id) WHERE stripe_customer_id IS NULL AND target > 0;
 COMMENT ON COLUMN billing_pipeline.usage_windows.stripe_customer_id IS 'null: unmapped; owed, never sent';
 COMMENT ON COLUMN billing_pipeline.usage_windows.meter_version IS 'the definition that counted it; empty: adopted, not counted';
 COMMENT ON COLUMN billing_pipeline.usage_windows.event_name IS 'Stripe''s meter event name in this window''s hour';
