@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import defaultdict
 from datetime import timedelta
@@ -46,6 +47,20 @@ def test_a_row_recorded_late_is_counted_by_the_touched_scope(aggregator):
 
     assert aggregator.targets() == {("tokens", NOON): 17}
     assert (report.windows_computed, report.windows_changed) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["50% off", "50%% off", "%s", "it's", "{fault}", 'a "b"'])
+def test_an_event_type_may_be_any_text(aggregator, kind):
+    as_toml = json.dumps(kind)
+    aggregator.catalogue = catalogue_of(
+        f'[meters.sums]\nevent_types = [{as_toml}]\naggregation = "sum"',
+        f'[meters.peaks]\nevent_types = [{as_toml}]\naggregation = "max"\nfilter = {{ {as_toml} = {as_toml} }}',
+    )
+    insert_events(aggregator.connection, event(event_type=kind, quantity=Decimal(7), properties={kind: kind}))
+
+    aggregator()
+
+    assert aggregator.targets() == {("sums", NOON): 7, ("peaks", NOON): 7}
 
 
 def test_the_touched_scope_leaves_other_organizations_and_hours_alone(aggregator):
