@@ -28,7 +28,7 @@ from billing_pipeline_tests.prove.world import Place
 PROCESSES = 2
 JOBS_A_PROCESS = 25
 """Then it is replaced, so that a run of days does not grow."""
-WORLDS, WORLD_HOURS = 25, 100
+WORLDS, WORLD_HOURS = 12, 100
 LIVES, LIFE_HOURS, LIVES_A_JOB = 100, 100, 100
 CONTROL_HOURS = 150
 FIRST_SEED, LONG_FIRST_SEED = 1_000, 100_000
@@ -36,7 +36,7 @@ FIRST_SEED, LONG_FIRST_SEED = 1_000, 100_000
 
 def jobs_of(*, long: bool) -> list[str]:
     """The jobs of a proof, the longest part last."""
-    worlds, world_hours = (2 * WORLDS, 2 * WORLD_HOURS) if long else (WORLDS, WORLD_HOURS)
+    worlds, world_hours = (4 * WORLDS, 2 * WORLD_HOURS) if long else (WORLDS, WORLD_HOURS)
     machines = [f"machine 500 60 {seed}" for seed in range(1, 11 if long else 2)]
     kills = [f"sigkills {seed} 50" for seed in range(1, 21 if long else 3)]
     kills += [f"kills {seed} 40" for seed in range(1, 11 if long else 2)]
