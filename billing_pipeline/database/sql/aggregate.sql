@@ -84,11 +84,16 @@ SELECT s.organization_id, date_trunc('hour', s.occurred_at, 'UTC')
  WHERE q.mended_at >= {since} AND s.occurred_at >= {reach_start} AND s.occurred_at < {reach_end}
    AND s.organization_id IS NOT NULL
 UNION
-SELECT w.organization_id, date_trunc('hour', w.starts_at, 'UTC')
+-- OFFSET 0 keeps to the windows of these organizations: a guess that many mappings are new would read all windows.
+SELECT m.organization_id, date_trunc('hour', w.starts_at, 'UTC')
   FROM customer_mappings m
-  JOIN usage_windows w ON w.organization_id = m.organization_id
-   AND tstzrange(w.starts_at, w.ends_at) && m.valid_during
- WHERE m.created_at >= {since} AND w.starts_at >= {reach_start}
+ CROSS JOIN LATERAL (
+       SELECT w.starts_at
+         FROM usage_windows w
+        WHERE w.organization_id = m.organization_id AND w.starts_at >= {reach_start}
+          AND tstzrange(w.starts_at, w.ends_at) && m.valid_during
+       OFFSET 0) w
+ WHERE m.created_at >= {since}
 UNION
 SELECT m.organization_id, date_trunc('hour', e.edge_at, 'UTC')
   FROM period_edges e
