@@ -276,11 +276,13 @@ class UsageMachine(RuleBasedStateMachine):
         # canaries of the last week would tell.
         self.stored = None
         with self._stage(dies_at):
-            self.flow.adopt()
-            self.flow.release()
+            self._adopt_and_release()
             self.tally.happened["recovery"] += 1
-        if not self.flow.frozen:
-            self.flow.stripe.cancelled |= cancelled_minutes(self.flow)
+
+    def _adopt_and_release(self) -> None:
+        self.flow.adopt()
+        self.flow.stripe.cancelled |= cancelled_minutes(self.flow)
+        self.flow.release()
 
     # What must hold.
 
@@ -311,8 +313,7 @@ class UsageMachine(RuleBasedStateMachine):
             flow.stripe.set_weather(Weather())
             with self._stage():
                 if flow.frozen and flow.wait_until_settled():
-                    flow.adopt()
-                    flow.release()
+                    self._adopt_and_release()
                 flow.release_holds()
                 flow.aggregate()
                 flow.cut()
