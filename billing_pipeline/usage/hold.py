@@ -45,7 +45,7 @@ def release_windows(
     params = {
         "window_ids": asked,
         "last_slots": str(HoldReason.LAST_SLOTS),
-        "over_hour_max": str(HoldReason.OVER_HOUR_MAX),
+        "over_brake": str(HoldReason.OVER_HOUR_MAX),
         "now": now,
     }
 

@@ -35,7 +35,7 @@ WITH released AS (
        SET hold_reason = NULL, cut_due = true,
            last_slots_released_at = CASE WHEN released.hold_reason = %(last_slots)s THEN %(now)s
                                          ELSE w.last_slots_released_at END,
-           released_target = CASE WHEN released.hold_reason = %(over_hour_max)s THEN w.target
+           released_target = CASE WHEN released.hold_reason = %(over_brake)s THEN w.target
                                   ELSE w.released_target END
       FROM released
      WHERE w.window_id = released.window_id
