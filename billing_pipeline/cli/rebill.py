@@ -84,9 +84,9 @@ def _decision(difference: str | None, reason: str | None, by: str | None) -> Dec
     try:
         units = Decimal(difference.replace(",", ""))
     except InvalidOperation:
-        raise UserError(
-            f"--apply {difference} is not a number of units; take the one that the preview shows."
-        ) from None
+        units = Decimal("NaN")
+    if not units.is_finite():
+        raise UserError(f"--apply {difference} is not a number of units; take the one that the preview shows.")
     return Decision(by or own_name(), reason, units)
 
 

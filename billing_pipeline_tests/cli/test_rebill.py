@@ -86,6 +86,8 @@ def test_programs_get_every_organization(stack, since):
     [
         (["--apply", "5500"], "error: --apply needs --reason"),
         (["--apply", "many", "--reason", "x"], "error: --apply many is not a number of units"),
+        (["--apply", "sNaN", "--reason", "x"], "error: --apply sNaN is not a number of units"),
+        (["--apply", "-5500", "--reason", "x"], "error: The difference is +5,500 units by now, not -5,500."),
         (["--apply", "5499", "--reason", "x"], "error: The difference is +5,500 units by now, not +5,499."),
         (["--meter", "promt"], "error: The catalogue has no meter promt; it has prompt_tokens."),
         (["--since", "yesterday"], "error: --since yesterday is not a time with an offset"),
