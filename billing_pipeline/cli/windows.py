@@ -13,10 +13,9 @@ import typer
 from billing_pipeline.cli.hints import amount, as_typed
 from billing_pipeline.cli.times import instant
 from billing_pipeline.cli.usage import open_ledger
-from billing_pipeline.domain.catalogue import LateUsage
+from billing_pipeline.domain.catalogue import Catalogue, LateUsage
 
 if TYPE_CHECKING:
-    from billing_pipeline.domain.catalogue import Catalogue
     from billing_pipeline.usage.hold import HeldWindow
     from billing_pipeline.usage.seal import OwedAfterSeal
 
@@ -98,9 +97,9 @@ def print_held(held: list[HeldWindow]) -> None:
 
 def print_owed_after_seal(owed: list[OwedAfterSeal], catalogue: Catalogue) -> None:
     """What sealed periods are owed, if anything, and what the catalogue wants done with it."""
-    policies = {meter.name: meter.late_usage for meter in catalogue.meters}
     if not owed:
         return
+    policies = {meter.name: meter.late_usage for meter in catalogue.meters}
     typer.echo("\nOwed after the seal of its period; never sent, needs an adjustment of the invoice:")
     for row in owed:
         to_do = WORDS[policies.get(row.meter)] if row.units > 0 else "billed too much: credit it"

@@ -40,6 +40,28 @@ def usage(numbers, *, hours_ago, tag):
     ]
 
 
+def adopt_what_stripe_shows(drill):
+    return adopt(
+        drill.connection,
+        drill.flow.summaries,
+        catalogue=drill.flow.catalogue,
+        mark=drill.flow.mark,
+        since=THIS_HOUR - timedelta(days=2),
+        actor="Ann",
+        reason="disk failure",
+        clock=drill.flow.clock,
+    )
+
+
+def recover(drill):
+    """What two people do once the freeze has lasted long enough; returns the first one's report."""
+    drill.pass_time(timedelta(hours=9, minutes=1))
+    drill.flow.send_canaries_while_frozen()
+    report = adopt_what_stripe_shows(drill)
+    release(drill.connection, actor="Bob", reason="looked at the report", now=drill.flow.clock())
+    return report
+
+
 @pytest.mark.slow
 def test_c14_a_restored_ledger_is_noticed_before_the_first_send_and_recovers_to_the_truth(drill, tmp_path):
     customers = drill.set_up(*ORGANIZATIONS)
@@ -76,16 +98,7 @@ def test_c14_a_restored_ledger_is_noticed_before_the_first_send_and_recovers_to_
     drill.flow.send_canaries_while_frozen()
     require_settled(drill.connection, drill.settings.protocol_times, now=drill.flow.clock())
 
-    report = adopt(
-        drill.connection,
-        drill.flow.summaries,
-        catalogue=drill.flow.catalogue,
-        mark=drill.flow.mark,
-        since=THIS_HOUR - timedelta(days=2),
-        actor="Ann",
-        reason="disk failure",
-        clock=drill.flow.clock,
-    )
+    report = adopt_what_stripe_shows(drill)
     assert report.conflicts == ()
     assert report.count(Step.ADOPT, Step.REPLACE_AND_ADOPT) > 0
     with pytest.raises(GateClosed, match="a second person"):
@@ -137,19 +150,7 @@ def test_c14_what_the_lost_timeline_billed_a_former_customer_is_taken_back(drill
     )
     with pytest.raises(LedgerFrozen):
         flush(drill.flow)
-    drill.pass_time(timedelta(hours=9, minutes=1))
-    drill.flow.send_canaries_while_frozen()
-    adopt(
-        drill.connection,
-        drill.flow.summaries,
-        catalogue=drill.flow.catalogue,
-        mark=drill.flow.mark,
-        since=THIS_HOUR - timedelta(days=2),
-        actor="Ann",
-        reason="disk failure",
-        clock=drill.flow.clock,
-    )
-    release(drill.connection, actor="Bob", reason="looked at the report", now=drill.flow.clock())
+    recover(drill)
     copy_events(drill.connection, sent)
     flush(drill.flow, scope=Scope.FULL)
     flush(drill.flow, scope=Scope.FULL)
@@ -182,19 +183,7 @@ def test_c14_what_the_lost_timeline_took_back_within_the_hour_proves_nothing_tha
     drill.restore(tmp_path / "snapshot")
     with pytest.raises(LedgerFrozen):
         flush(drill.flow)
-    drill.pass_time(timedelta(hours=9, minutes=1))
-    drill.flow.send_canaries_while_frozen()
-    adopt(
-        drill.connection,
-        drill.flow.summaries,
-        catalogue=drill.flow.catalogue,
-        mark=drill.flow.mark,
-        since=THIS_HOUR - timedelta(days=2),
-        actor="Ann",
-        reason="disk failure",
-        clock=drill.flow.clock,
-    )
-    release(drill.connection, actor="Bob", reason="looked at the report", now=drill.flow.clock())
+    recover(drill)
 
     # The row was right after all, and Stripe drops what it accepted: the minute of before must not stand for it.
     copy_events(drill.connection, [event])
@@ -224,19 +213,7 @@ def test_c14_the_same_backup_is_noticed_again_though_nothing_was_sent_since_its_
     with pytest.raises(LedgerFrozen, match="restored from a backup"):
         flush(drill.flow)
     drill.flow.send_canaries_while_frozen()
-    drill.pass_time(timedelta(hours=9, minutes=1))
-    drill.flow.send_canaries_while_frozen()
-    first = adopt(
-        drill.connection,
-        drill.flow.summaries,
-        catalogue=drill.flow.catalogue,
-        mark=drill.flow.mark,
-        since=THIS_HOUR - timedelta(days=2),
-        actor="Ann",
-        reason="disk failure",
-        clock=drill.flow.clock,
-    )
-    release(drill.connection, actor="Bob", reason="looked at the report", now=drill.flow.clock())
+    first = recover(drill)
 
     # Longer than canaries are watched.
     drill.pass_time(timedelta(days=8))

@@ -14,7 +14,7 @@ from random import Random
 from billing_pipeline.domain.windows import HOUR, MINUTE
 from billing_pipeline_tests.prove.machine import CUSTOMERS_EACH, LAGS, ORGANIZATIONS, UsageMachine
 from billing_pipeline_tests.prove.machine import Tally as MachineTally
-from billing_pipeline_tests.prove.machine_judge import Difference, differences_at_rest
+from billing_pipeline_tests.prove.machine_judge import differences_at_rest
 from billing_pipeline_tests.prove.memory_flow import START
 from billing_pipeline_tests.prove.memory_ledger import in_memory
 from billing_pipeline_tests.prove.memory_stripe import Trouble, Weather
@@ -75,8 +75,8 @@ class Lives:
 class Life:
     """One company from its first hour to the last."""
 
-    def __init__(self, seed: int, chances: Chances = Chances()) -> None:  # frozen
-        self.seed, self.chances = seed, chances
+    def __init__(self, seed: int) -> None:
+        self.seed, self.chances = seed, Chances()
         self.machine = UsageMachine()
         # Its own, not the one that all of Hypothesis' examples share.
         self.machine.tally = MachineTally()
@@ -96,7 +96,7 @@ class Life:
 
     def live_an_hour(self, number: int) -> None:
         """Usage, perhaps a disaster, perhaps a flush; then the hour is over, and the books must agree."""
-        chance = Random(f"{self.seed}/{number}")  # a simulation
+        chance = Random(f"{self.seed}/{number}")
         self._usage(chance)
         self._begin_trouble(chance)
         self._backup(chance)
@@ -106,14 +106,6 @@ class Life:
         self.machine.flow.pass_time(HOUR)
         self._note_doubts()
         self.machine.books_agree()
-
-    def end(self) -> None:
-        """No more faults; everything comes to rest."""
-        self.machine.drain()
-
-    def differences(self) -> list[Difference]:
-        """Where Stripe's count is not what the rows say."""
-        return differences_at_rest(self.machine.flow)
 
     def _usage(self, chance: Random) -> None:
         machine, chances = self.machine, self.chances
@@ -196,12 +188,12 @@ class Life:
             self._doubts.update(in_doubt)
 
 
-def run_lives(first: int, seeds: int, hours: int, chances: Chances = Chances()) -> Lives:  # frozen
+def run_lives(first: int, seeds: int, hours: int) -> Lives:
     """Live so many hours with each seed; the same seed lives the same life.  A life ends where it goes wrong."""
     found = Lives()
     with in_memory():
         for seed in range(first, first + seeds):
-            _live(found, Life(seed, chances), hours)
+            _live(found, Life(seed), hours)
     return found
 
 
@@ -210,12 +202,12 @@ def _live(found: Lives, life: Life, hours: int) -> None:
     try:
         for number in range(hours):
             life.live_an_hour(number)
-        life.end()
+        life.machine.drain()
     except Exception as exc:
         # What the tables in memory or the product could not go on with is wrong as well, and has its seed.
         wrong.append(str(exc) if isinstance(exc, AssertionError) else f"{type(exc).__name__}: {exc}")
     else:
-        for difference in life.differences():
+        for difference in differences_at_rest(life.machine.flow):
             wrong.append(str(difference))
             found.lost += max(0, difference.missing)
             found.over += max(0, -difference.missing)

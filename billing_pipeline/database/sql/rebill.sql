@@ -3,7 +3,7 @@
 
 -- name: definitions_to_replace
 -- The definitions of the hours in question, the current one (open) last.
-SELECT event_name, valid_from, valid_until IS NULL AS is_current
+SELECT event_name, valid_from
   FROM meter_versions
  WHERE meter = %(meter)s AND (valid_until IS NULL OR valid_until > %(since)s)
  ORDER BY valid_from;
