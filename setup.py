@@ -43,6 +43,7 @@ setup(
         "psycopg[binary]>=3.3",
         "pyarrow",
         "pydantic-settings",
+        "python-dotenv",
         "rich",
         "sqlalchemy>=2.1,<3",
         "stripe>=16.1,<17",

@@ -16,7 +16,7 @@
     └── StripeRefused              Stripe gave a definitive answer we cannot turn into progress
 
 The type decides what may be retried: only `Unavailable`.
-The command's exit code is the class attribute `exit_code`.
+The command's exit code is the class attribute `exit_code`; `anchor` is the type's section in docs/troubleshooting.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ class BillingError(Exception):
     """Something this package refuses to do; the message says what, which, and what to do next."""
 
     exit_code: ClassVar[int] = 1
+    anchor: ClassVar[str] = ""
+
+
+def told(error: BillingError) -> str:
+    """The message as a person reads it, with where to read on."""
+    if not error.anchor:
+        return str(error)
+    # A list of faults stands on lines of its own.
+    gap = "\n" if "\n" in str(error) else " "
+    return f"{error}{gap}See docs/troubleshooting.md#{error.anchor}."
 
 
 class UserError(BillingError):
@@ -39,9 +49,13 @@ class UserError(BillingError):
 class SettingsError(UserError):
     """One or more settings are missing or malformed; the message names all of them."""
 
+    anchor = "settings"
+
 
 class CatalogueError(UserError):
     """The meter catalogue is wrong; the message lists every fault."""
+
+    anchor = "catalogue"
 
 
 class ImportRefused(UserError):
@@ -55,9 +69,13 @@ class Unavailable(BillingError):
 class DatabaseUnavailable(Unavailable):
     """PostgreSQL does not answer."""
 
+    anchor = "database"
+
 
 class StripeUnavailable(Unavailable):
     """Stripe does not answer, or answers that it cannot serve now."""
+
+    anchor = "stripe-does-not-answer"
 
 
 class GateClosed(BillingError):
@@ -69,13 +87,19 @@ class GateClosed(BillingError):
 class LedgerFrozen(GateClosed):
     """The ledger is frozen until a person looks at the reason and releases it."""
 
+    anchor = "frozen-ledger"
+
 
 class IdentityMismatch(GateClosed):
     """The ledger is bound to another Stripe account or mode than the one configured."""
 
+    anchor = "another-account"
+
 
 class ContractBlocked(GateClosed):
     """The data contract failed and the pipeline is set to fail closed."""
+
+    anchor = "contract"
 
 
 class Refused(BillingError):
@@ -86,3 +110,5 @@ class Refused(BillingError):
 
 class StripeRefused(BillingError):
     """Stripe refused a request definitively; retrying the same request cannot help."""
+
+    anchor = "refused-by-stripe"

@@ -1,24 +1,27 @@
 """The only reader of the environment.
 
 Settings come from the process environment, then `.env.local`, `.env`, `.env.compose`; the first that
-names a value wins and an empty string counts as unset.
+names a value wins.  What is empty or only spaces counts as unset, and a key that is only a placeholder is refused.
 Everything else receives a `Settings` value.  Secrets are `SecretStr`, so printing a settings object
-never shows them; `mask` is the one way to show which key is meant.
+never shows them; `domain.redaction.mask` is the one way to show which key is meant.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from dotenv import dotenv_values
 from pydantic import AliasChoices, AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from billing_pipeline.domain.protocol import PAST_LIMIT, ProtocolTimes
+from billing_pipeline.domain.redaction import is_placeholder
 from billing_pipeline.domain.source_columns import DEFAULT_RELATION, parse_source_columns
 from billing_pipeline.domain.volume import VolumeFactors
 from billing_pipeline.domain.windows import hour_of
@@ -32,6 +35,9 @@ ZEITGEIST = "zeitgeist"
 
 ENV_FILES = (".env.compose", ".env", ".env.local")
 """Lowest precedence first, as pydantic-settings reads them."""
+
+DATABASE_URL_FORM = "//user:password@host"
+"""What .env.example shows; whoever copies it has not filled it in."""
 
 
 class Level(StrEnum):
@@ -81,6 +87,7 @@ class Settings(BaseSettings):
 
     stripe_meter_sink: MeterSinkName = Field(default=MeterSinkName.V1)
     stripe_meter_events_per_second: int | None = Field(default=None, ge=1, le=200_000)
+    stripe_billing_queue: str = Field(default="default", min_length=1, max_length=200)
     stripe_usage_flush_lock_key: str = Field(default="usage-flush", min_length=1, max_length=200)
     stripe_usage_flush_lock_ttl_seconds: int = Field(default=3300, ge=60, le=86_400)
 
@@ -99,12 +106,28 @@ class Settings(BaseSettings):
     stripe_billing_contract_volume_factor: int = Field(default=5, ge=2)
     stripe_billing_contract_units_factor: int = Field(default=10, ge=2)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_unset(cls, given: Any) -> Any:
+        # A value in quotes may be only spaces, which `env_ignore_empty` takes for a value.
+        stripped = {name: value.strip() if isinstance(value, str) else value for name, value in given.items()}
+        return {name: value for name, value in stripped.items() if value != ""}
+
     @field_validator("stripe_secret_key")
     @classmethod
-    def _key_has_a_known_prefix(cls, key: SecretStr | None) -> SecretStr | None:
+    def _key_is_one(cls, key: SecretStr | None) -> SecretStr | None:
         if key and not key.get_secret_value().startswith(("sk_test_", "sk_live_", "rk_test_", "rk_live_")):
             raise ValueError("must start with sk_test_, sk_live_, rk_test_ or rk_live_")
+        if key and is_placeholder(key.get_secret_value()):
+            raise ValueError("is a placeholder; fill in a key of yours, or leave it empty for the simulator")
         return key
+
+    @field_validator("database_url", "dagster_database_url")
+    @classmethod
+    def _url_is_filled_in(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and DATABASE_URL_FORM in url.get_secret_value():
+            raise ValueError("is a placeholder; fill in your database, or leave it empty for the embedded one")
+        return url
 
     @field_validator("billing_source_relation")
     @classmethod
@@ -223,28 +246,56 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; every fault is reported at once.  Raises `SettingsError`."""
-    _refuse_contradicting_aliases("ENABLE_BILLING", "STRIPE_BILLING_ENABLED")
+    faults = _contradictions()
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as exc:
         # The input value is left out on purpose: it may be a secret.
-        faults = "; ".join(
+        faults += [
             ": ".join([*(str(part).upper() for part in fault["loc"][:1]), fault["msg"].removeprefix("Value error, ")])
             for fault in exc.errors(include_input=False, include_context=False)
-        )
-        raise SettingsError(f"These settings are wrong: {faults}. See .env.example for each one.") from None
+        ]
+    if faults:
+        raise SettingsError(_told(faults))
+    return settings
 
 
-def _refuse_contradicting_aliases(*names: str) -> None:
-    values = {name: os.environ[name].strip().lower() for name in names if os.environ.get(name)}
-    truth = {value in {"1", "true", "yes", "on", "t", "y"} for value in values.values()}
-    if len(truth) > 1:
-        raise SettingsError(f"{' and '.join(values)} contradict each other; set only one of them.")
+def _told(faults: list[str]) -> str:
+    if len(faults) == 1:
+        return f"These settings are wrong: {faults[0]}."
+    return "These settings are wrong:" + "".join(f"\n  {fault}" for fault in faults)
 
 
-def mask(secret: str) -> str:
-    """Show which secret is meant: its type prefix and last four characters, nothing under 12 characters."""
-    if len(secret) < 12:
-        return "***"
-    prefix = next((p for p in ("sk_test_", "sk_live_", "rk_test_", "rk_live_", "whsec_") if secret.startswith(p)), "")
-    return f"{prefix}…{secret[-4:]}"
+def environment_names(field: str) -> tuple[str, ...]:
+    """The names that the environment may use for a field of `Settings`, the usual one first."""
+    alias = Settings.model_fields[field].validation_alias
+    return tuple(str(name) for name in alias.choices) if isinstance(alias, AliasChoices) else (field.upper(),)
+
+
+def origin(field: str) -> str:
+    """Where a field's value comes from: `environment`, the name of a file, or `default`."""
+    for where, values in _layers():
+        if any(values.get(name, "").strip() for name in environment_names(field)):
+            return where
+    return "default"
+
+
+def _layers() -> list[tuple[str, Mapping[str, str]]]:
+    """Where values may come from, the one that wins first."""
+    files: list[tuple[str, Mapping[str, str | None]]] = [(file, dotenv_values(file)) for file in reversed(ENV_FILES)]
+    layers = [("environment", os.environ), *files]
+    return [(where, {name.upper(): value or "" for name, value in values.items()}) for where, values in layers]
+
+
+def _contradictions() -> list[str]:
+    """A switch with two names, of which one says yes and another no, wherever they are set."""
+    found = []
+    for field in Settings.model_fields:
+        values = {}
+        for name in environment_names(field):
+            said = next((value for _, layer in _layers() if (value := layer.get(name, "").strip().lower())), None)
+            if said is not None:
+                values[name] = said in {"1", "true", "yes", "on", "t", "y"}
+        if len(set(values.values())) > 1:
+            found.append(f"{' and '.join(values)} contradict each other; set only one of them")
+    return found

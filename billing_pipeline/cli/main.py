@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from billing_pipeline.cli import ledger, local, quarantine, usage
+from billing_pipeline.cli import config, ledger, local, quarantine, usage
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.cli.rebill import rebill_command
 from billing_pipeline.cli.validate_contract import validate_contract_command
-from billing_pipeline.errors import BillingError
+from billing_pipeline.errors import BillingError, told
 
 app = typer.Typer(
     name="billing-pipeline",
@@ -33,6 +33,7 @@ app.command("validate-contract")(validate_contract_command)
 app.command("rebill")(rebill_command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(config.app, name="config")
 app.add_typer(local.app)
 
 
@@ -61,7 +62,7 @@ def run() -> None:
     try:
         app()
     except BillingError as exc:
-        sys.stderr.write(f"error: {as_typed(str(exc))}\n")
+        sys.stderr.write(f"error: {as_typed(told(exc))}\n")
         sys.exit(exc.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

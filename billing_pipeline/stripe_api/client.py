@@ -14,8 +14,9 @@ from email.utils import parsedate_to_datetime
 
 import stripe
 
+from billing_pipeline.domain.redaction import mask
 from billing_pipeline.errors import StripeRefused, StripeUnavailable
-from billing_pipeline.settings import Settings, mask
+from billing_pipeline.settings import Settings
 
 stripe.enable_telemetry = False
 # At DEBUG the SDK logs whole request bodies.

@@ -37,16 +37,21 @@ def test_a_usage_error_exits_2_without_traceback(tmp_path, arguments):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [("UserError", 2), ("DatabaseUnavailable", 1), ("LedgerFrozen", 3), ("StripeRefused", 1)],
+    ("error", "code", "link"),
+    [
+        ("UserError", 2, ""),
+        ("DatabaseUnavailable", 1, " See docs/troubleshooting.md#database."),
+        ("LedgerFrozen", 3, " See docs/troubleshooting.md#frozen-ledger."),
+        ("StripeRefused", 1, " See docs/troubleshooting.md#refused-by-stripe."),
+    ],
 )
-def test_an_error_of_ours_is_one_sentence_and_its_exit_code(tmp_path, error, code):
+def test_an_error_of_ours_is_one_sentence_its_exit_code_and_where_to_read_on(tmp_path, error, code, link):
     body = f"from billing_pipeline import errors; raise errors.{error}('What is wrong. Do this.')"
 
     assert billing_pipeline("try-it", folder=tmp_path, before=ADD.format(body=body)) == (
         code,
         "",
-        "error: What is wrong. Do this.\n",
+        f"error: What is wrong. Do this.{link}\n",
     )
 
 
