@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from billing_pipeline.cli.hints import amount, as_typed
+from billing_pipeline.cli.live import Live, require_live_account
 from billing_pipeline.cli.times import instant
 from billing_pipeline.cli.usage import open_ledger, open_local_flow
 from billing_pipeline.cli.windows import (
@@ -123,6 +124,7 @@ def adopt(
     since: Annotated[
         str | None, typer.Option(help="From when on to compare, e.g. 2026-11-20T00:00:00Z. Default: 34 days back.")
     ] = None,
+    live: Live = None,
 ) -> None:
     """Bring the frozen ledger to what Stripe shows.
 
@@ -132,6 +134,7 @@ def adopt(
     from billing_pipeline.usage.adopt import DEFAULT_SPAN, adopt, require_settled
 
     with open_local_flow() as flow:
+        require_live_account(flow.settings, live)
         flow.send_canaries_while_frozen()
         require_settled(flow.connection, flow.settings.protocol_times, now=flow.clock())
         report = adopt(

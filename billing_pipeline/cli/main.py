@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
-from billing_pipeline.cli import config, ledger, local, quarantine, usage
+from billing_pipeline.cli import config, flush, ledger, local, quarantine, usage
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
+from billing_pipeline.cli.plan import plan_command
 from billing_pipeline.cli.rebill import rebill_command
 from billing_pipeline.cli.validate_contract import validate_contract_command
 from billing_pipeline.errors import BillingError, told
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 app.command("import-events")(import_events_command)
 app.add_typer(usage.app)
+app.command("plan")(plan_command)
+app.add_typer(flush.app)
 app.command("validate-contract")(validate_contract_command)
 app.command("rebill")(rebill_command)
 app.add_typer(ledger.app, name="ledger")

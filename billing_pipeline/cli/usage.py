@@ -1,4 +1,4 @@
-"""Commands of the usage flow: set Stripe up, map customers, flush once, look at the sides."""
+"""Commands around the usage flow: set Stripe up, map customers, confirm, look at the sides."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from billing_pipeline.cli.hints import amount, as_typed
+from billing_pipeline.cli.live import Live, require_live_account
 
 if TYPE_CHECKING:
     from billing_pipeline.reconciliation.completeness import RowAccount
-    from billing_pipeline.settings import Settings
-    from billing_pipeline.usage.flush import FlushReport, UsageFlow
+    from billing_pipeline.usage.flush import UsageFlow
 
 app = typer.Typer()
 
-NAMES_SHOWN = 3
 FINDINGS_SHOWN = 10
 
 
 @app.command("stripe-setup")
-def stripe_setup() -> None:
+def stripe_setup(live: Live = None) -> None:
     """Make the catalogue's meters at Stripe.
 
     Those that exist are left as they are.
@@ -32,6 +31,7 @@ def stripe_setup() -> None:
     from billing_pipeline.stripe_api.catalogue import set_up_catalogue
 
     with open_local_flow() as flow:
+        require_live_account(flow.settings, live)
         report = set_up_catalogue(flow.stripe, flow.settings, flow.catalogue)
     typer.echo(
         f"Meters made: {', '.join(report.created) or 'none'}; already there: {', '.join(report.existing) or 'none'}."
@@ -53,59 +53,6 @@ def create_customers_command() -> None:
         params = {"organization_ids": list(customers), "customers": list(customers.values())}
         queries.execute(flow.connection, "map_customers", params)
     typer.echo(f"Customers made and mapped: {len(customers)}.")
-
-
-@app.command("flush-now")
-def flush_now(
-    full: Annotated[
-        bool, typer.Option("--full", help="Recompute the whole lookback, not only what was touched.")
-    ] = False,
-) -> None:
-    """Run the usage flow once, here and now.
-
-    It validates, aggregates, cuts, submits and confirms; the gate is the same as for the schedule.
-    """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from billing_pipeline.database import queries
-    from billing_pipeline.settings import Level, load_settings
-    from billing_pipeline.usage.aggregate import Scope
-    from billing_pipeline.usage.flush import flush
-    from billing_pipeline.usage.lease import LeaseHeld
-
-    settings = load_settings()
-    if settings.level is Level.OFF:
-        typer.echo(f"Billing is off ({_why_off(settings)}): nothing was computed, nothing was sent.")
-        return
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} entries sent"), TimeElapsedColumn())
-    with open_local_flow() as flow:
-        try:
-            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-                task = progress.add_task("flush", total=None)
-                report = flush(
-                    flow, scope=Scope.FULL if full else None, on_progress=lambda sent: progress.advance(task, sent)
-                )
-        except LeaseHeld as exc:
-            typer.echo(f"skipped=true: {exc}")
-            return
-        unmapped = queries.fetch_dicts(flow.connection, "unmapped_organizations")
-        owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]["units_unmapped"]
-    _print_flush(report)
-    if settings.level is Level.SHADOW:
-        typer.echo(
-            "Billing is in shadow mode: computed and recorded, nothing sent. With BILLING_MODE=live it would be sent."
-        )
-    if unmapped:
-        names = [str(row["organization_id"]) for row in unmapped]
-        shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-        typer.echo(
-            as_typed(
-                f"Owed:      {amount(owed)} units wait, because organizations have no Stripe customer: {shown}. "
-                "`billing-pipeline create-customers` makes and maps customers in test mode."
-            )
-        )
 
 
 @app.command()
@@ -195,39 +142,3 @@ def open_ledger(*, only_reads: bool = False) -> Iterator[UsageFlow]:
     settings = load_settings()
     with open_flow(settings, ready_database(settings), holder=own_name(), only_reads=only_reads) as flow:
         yield flow
-
-
-def _why_off(settings: Settings) -> str:
-    if settings.enable_billing is False:
-        return "ENABLE_BILLING is false"
-    if settings.enable_billing is None and not settings.uses_simulator:
-        return "a Stripe key is set, and ENABLE_BILLING is not true"
-    return "BILLING_MODE is off"
-
-
-def _print_flush(report: FlushReport) -> None:
-    if report.contract is not None:
-        faults = ", ".join(f"{fault.reason} {fault.count:,}" for fault in report.contract.faults) or "none"
-        typer.echo(f"Contract:  {report.contract.rows_read:,} rows read, faults: {faults}")
-        for fault in report.contract.faults:
-            # Of the source itself: what changed, or what to run.
-            for detail in fault.samples if fault.reason.startswith("source_") else ():
-                typer.echo(f"           {fault.reason}: {detail}")
-    typer.echo(
-        f"Windows:   {report.aggregation.windows_computed:,} computed ({report.aggregation.scope}), "
-        f"{report.aggregation.windows_changed:,} changed"
-    )
-    for fault in report.volume:
-        typer.echo(f"Volume:    {fault.reason}: {'; '.join(fault.samples)}")
-    typer.echo(
-        f"Entries:   {report.cut.entries:,} cut (+{report.cut.units_added:,} -{report.cut.units_taken_back:,} units), "
-        f"{report.cut.windows_waiting:,} windows waiting, {report.cut.windows_held:,} held"
-    )
-    typer.echo(
-        f"Stripe:    {report.submit.attempts:,} sent, {report.submit.accepted:,} accepted, "
-        f"{report.submit.duplicates:,} duplicate, {report.submit.rejected:,} rejected, "
-        f"{report.submit.unknown:,} unknown, {report.submit.not_executed:,} not executed"
-    )
-    typer.echo(
-        f"Proof:     {report.confirm.confirmed:,} confirmed by Stripe's summaries, {report.confirm.waiting:,} waiting"
-    )

@@ -281,6 +281,17 @@ error_reports = Table(
     Column("applied_at", Instant, nullable=False),
 )
 
+flush_plans = Table(
+    "flush_plans",
+    metadata,
+    Column("plan_hash", Text, primary_key=True, comment="of every entry that the flush would send for the first time"),
+    Column("made_at", Instant, nullable=False),
+    Column("made_by", Text, nullable=False),
+    Column("closed_before", Instant, nullable=False, comment="the plan cut the windows that ended by then"),
+    Column("meters", JSONB, nullable=False, comment="per event name: entries, units added and taken back"),
+    comment="what a person has seen of a flush before it; kept for a week",
+)
+
 ledger_operations = Table(
     "ledger_operations",
     metadata,

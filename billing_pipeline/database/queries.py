@@ -8,7 +8,7 @@ The same name is used by the function that runs it and by the test that proves i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, LiteralString, TypeVar, cast
@@ -21,6 +21,7 @@ Row = TypeVar("Row")
 
 _NAME = re.compile(r"^-- (name|part): (\w+)\s*$", re.MULTILINE)
 _COMMENT = re.compile(r"\A(--.*\n)+")
+STREAMED_AT_ONCE = 5_000
 
 
 def statements() -> dict[str, LiteralString]:
@@ -81,6 +82,20 @@ def fetch(
     # Binary: the driver reads numbers and times without going through text.
     with connection.cursor(row_factory=class_row(row), binary=True) as cursor:
         return cursor.execute(_compose(name, parts), params).fetchall()
+
+
+def stream(
+    connection: Connection[Any],
+    name: str,
+    row: type[Row],
+    params: Mapping[str, Any] | None = None,
+    *,
+    parts: Mapping[str, Composable] | None = None,
+) -> Iterator[Row]:
+    """The same row by row, for a result of any size; only inside a transaction."""
+    with connection.cursor(name=name, row_factory=class_row(row)) as cursor:
+        cursor.itersize = STREAMED_AT_ONCE
+        yield from cursor.execute(_compose(name, parts), params)
 
 
 def fetch_dicts(

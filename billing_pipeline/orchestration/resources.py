@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from billing_pipeline.database.location import resolve_database_url
-from billing_pipeline.errors import BillingError, Unavailable
+from billing_pipeline.errors import BillingError, Unavailable, told
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.flush import UsageFlow, open_flow
 from billing_pipeline.usage.lease import LeaseHeld, current_holder, release
@@ -48,7 +48,7 @@ class BillingResource(dg.ConfigurableResource[Any]):
         except BillingError as exc:
             # A refusal does not become a success by trying again; only an absent service may come back.
             raise dg.Failure(
-                description=str(exc),
+                description=told(exc),
                 metadata={"error": type(exc).__name__},
                 allow_retries=isinstance(exc, Unavailable),
             ) from exc

@@ -24,12 +24,15 @@ from billing_pipeline.usage.cut import CutReport
 from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
 from billing_pipeline.usage.periods import PeriodsReport
+from billing_pipeline.usage.resubmit import submit_until_answered
 from billing_pipeline.usage.submit import SubmitReport
 
 GROUP = "usage"
 USAGE_FLUSH = "usage_flush"
 """The job that runs all of these."""
 STRIPE_POOL = "stripe"
+RETRIES = dg.RetryPolicy(max_retries=2, delay=15, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+"""Of a stage whose database or Stripe did not answer; the resource forbids it for every other failure."""
 
 Report = TypeVar("Report")
 
@@ -49,7 +52,7 @@ def run_stage(
     return dg.MaterializeResult(metadata={"skipped": False} | describe(report))
 
 
-@dg.asset(group_name=GROUP, kinds={"postgres", "pandera"})
+@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"postgres", "pandera"})
 def billable_events(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """What the product did, one row per event, owned by the upstream team.
 
@@ -80,7 +83,7 @@ def billable_events(context: dg.AssetExecutionContext, billing: BillingResource)
     return run_stage(context, billing, stage, describe)
 
 
-@dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[billable_events])
+@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"postgres"}, deps=[billable_events])
 def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """What each organization used per meter and UTC clock hour, according to the source now.
 
@@ -106,7 +109,7 @@ def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -
     return run_stage(context, billing, stage, describe)
 
 
-@dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[usage_windows])
+@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"postgres"}, deps=[usage_windows])
 def ledger_entries(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Immutable amounts stated to Stripe: for each closed window, target minus what was stated before."""
 
@@ -116,17 +119,23 @@ def ledger_entries(context: dg.AssetExecutionContext, billing: BillingResource) 
     return run_stage(context, billing, UsageFlow.cut, describe)
 
 
-@dg.asset(group_name=GROUP, kinds={"stripe"}, deps=[ledger_entries], pool=STRIPE_POOL)
+@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"stripe"}, deps=[ledger_entries], pool=STRIPE_POOL)
 def meter_events(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
-    """Ledger entries as Stripe received them; each attempt is committed before its request leaves."""
+    """Ledger entries as Stripe received them; each attempt is committed before its request leaves.
+
+    What Stripe does not answer is sent again within the run, up to three times, under the same identifier.
+    """
+
+    def stage(flow: UsageFlow) -> SubmitReport:
+        return submit_until_answered(flow.submit)
 
     def describe(report: SubmitReport) -> dict[str, Any]:
         return asdict(report)
 
-    return run_stage(context, billing, UsageFlow.submit, describe)
+    return run_stage(context, billing, stage, describe)
 
 
-@dg.asset(group_name=GROUP, kinds={"stripe"}, deps=[meter_events])
+@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"stripe"}, deps=[meter_events])
 def meter_event_confirmations(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Entries settled by Stripe's own summaries: shown with exactly their value, or provably not counted."""
 
@@ -140,7 +149,7 @@ def meter_event_confirmations(context: dg.AssetExecutionContext, billing: Billin
     return run_stage(context, billing, stage, describe)
 
 
-@dg.asset(group_name=GROUP, kinds={"postgres"}, deps=[meter_event_confirmations])
+@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"postgres"}, deps=[meter_event_confirmations])
 def usage_reconciliation(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Source, ledger and Stripe side by side for every organization and meter, with each difference named.
 

@@ -87,17 +87,17 @@ def cut(
     connection: Connection[Any],
     *,
     identity: Identity,
-    grace: timedelta,
+    closed_before: datetime,
     past_max: timedelta,
     hour_max: Mapping[str, int],
     clock: Callable[[], datetime],
 ) -> CutReport:
-    """Cut every window that closed at least `grace` ago, in batches of one transaction each.
+    """Cut every window that ended before `closed_before`, in batches of one transaction each.
 
     `hour_max` are the brakes of the meters that have one, in Stripe units by event name.
     """
     now = clock()
-    rules = _Rules(identity, now - grace, past_max, hour_max, now)
+    rules = _Rules(identity, closed_before, past_max, hour_max, now)
     report, waited = _cut_due(connection, rules, CutReport())
     if waited:
         # What they waited for is taken back by now, or waits itself for an answer or a person.

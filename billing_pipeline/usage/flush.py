@@ -6,6 +6,7 @@ hand can do no more than the schedule: the gate is asked before anything is cut 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from billing_pipeline.stripe_api.catalogue import StripeMeter, canary_customer, 
 from billing_pipeline.stripe_api.client import StripeClient, make_client, read_account
 from billing_pipeline.stripe_api.error_reports import error_reports
 from billing_pipeline.stripe_api.meter_events import make_sink
-from billing_pipeline.stripe_api.subscriptions import item_periods
+from billing_pipeline.stripe_api.subscriptions import ItemPeriod, item_periods
 from billing_pipeline.stripe_api.summaries import StripeSummaries
 from billing_pipeline.usage import gate
 from billing_pipeline.usage.aggregate import AggregationReport, Scope, aggregate, next_scope, recorded_since
@@ -47,6 +48,7 @@ from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_r
 from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
 from billing_pipeline.usage.periods import PeriodsReport, sync_periods
+from billing_pipeline.usage.resubmit import submit_until_answered
 from billing_pipeline.usage.send import MeterSink
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, batch_size, send_canaries, submit
 from billing_pipeline.usage.table_contract import require_known_event_types
@@ -151,17 +153,21 @@ class UsageFlow:
         self.take_lease()
         if self.settings.level is Level.OFF:
             return PeriodsReport()
+        return sync_periods(self.connection, self.periods_at_stripe, clock=self.clock)
+
+    def periods_at_stripe(self) -> list[ItemPeriod]:
+        """The billing periods that Stripe shows now, of every metered subscription item."""
         event_names = {meter.meter_id: name for name, meter in self.meters_at_stripe.items()}
         ended_since = reach_start(self.clock())
-        return sync_periods(
-            self.connection,
-            lambda: item_periods(self.stripe, self.settings, event_names, ended_since=ended_since),
-            clock=self.clock,
-        )
+        return item_periods(self.stripe, self.settings, event_names, ended_since=ended_since)
 
     def aggregate(self, scope: Scope | None = None) -> AggregationReport:
         """Stage 2.  Raises `ContractBlocked` for a source that cannot be counted, whatever the settings say."""
         self.take_lease()
+        return self.recompute(scope)
+
+    def recompute(self, scope: Scope | None = None) -> AggregationReport:
+        """Stage 2 itself, for whoever needs no lease."""
         return aggregate(
             self.connection,
             source=self.read_source(),
@@ -187,16 +193,28 @@ class UsageFlow:
         Only here amounts become final, so only here the volume is asked about: after aggregation, unlike the rest of
         the contract.
         """
-        self.take_lease()
         if self.settings.level is Level.OFF:
             return CutReport()
+        return self.cut_closed(self.identity_to_cut())
+
+    def identity_to_cut(self) -> gate.Identity:
+        """The ledger's identity, if a cut may follow: under the lease, behind the gate, with steady volume."""
+        self.take_lease()
         identity = self.pass_gate()
         if self.contract_stops:
             require_steady_volume(self.volume_faults())
+        return identity
+
+    def closed_before(self) -> datetime:
+        """Windows that ended by then are closed: their stragglers had their grace."""
+        return self.clock() - timedelta(seconds=self.settings.billing_window_grace_seconds)
+
+    def cut_closed(self, identity: gate.Identity, *, closed_before: datetime | None = None) -> CutReport:
+        """Stage 3 itself, for whoever passed the gate; of the windows closed by now, or by an earlier time."""
         return cut(
             self.connection,
             identity=identity,
-            grace=timedelta(seconds=self.settings.billing_window_grace_seconds),
+            closed_before=closed_before or self.closed_before(),
             past_max=self.settings.protocol_times.past_max,
             hour_max={meter.event_name: meter.hour_max for meter in self.catalogue.meters if meter.hour_max},
             clock=self.clock,
@@ -333,17 +351,28 @@ def open_flow(settings: Settings, database_url: str, *, holder: str, only_reads:
 
 
 def flush(
-    flow: UsageFlow, *, scope: Scope | None = None, on_progress: Callable[[int], None] = lambda sent: None
+    flow: UsageFlow,
+    *,
+    scope: Scope | None = None,
+    attempts: int = 1,
+    cut: Callable[[], CutReport] | None = None,
+    on_progress: Callable[[int], None] = lambda sent: None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> FlushReport:
-    """Run every stage once, in order.  Raises `LeaseHeld` when another flush is under way."""
+    """Run every stage once, in order, but submit up to `attempts` times while Stripe leaves anything unanswered.
+
+    `cut` stands in for stage 3, for whoever keeps to a plan.
+
+    Raises `LeaseHeld` when another flush is under way.
+    """
     try:
         validates = flow.settings.stripe_billing_validate_contract_before_flush
         contract = flow.validate_contract(scope) if validates else None
         periods = flow.sync_periods()
         aggregation = flow.aggregate(scope)
         volume = flow.volume_faults() if validates else []
-        cut_report = flow.cut()
-        submit_report = flow.submit(on_progress)
+        cut_report = cut() if cut else flow.cut()
+        submit_report = submit_until_answered(lambda: flow.submit(on_progress), attempts=attempts, sleep=sleep)
         flow.apply_error_reports()
         return FlushReport(contract, periods, aggregation, volume, cut_report, submit_report, flow.confirm())
     finally:

@@ -68,17 +68,27 @@ def read_identity(connection: Connection[Any]) -> Identity:
 
 def require_open(connection: Connection[Any], identity: Identity, mark: HighWaterMark, *, now: datetime) -> None:
     """Raises `LedgerFrozen` when the ledger is frozen, or when a detector freezes it now; begins the mark at 0."""
-    reason = identity.frozen_reason
-    if reason is None and (reason := _lost_attempts(connection, identity, mark)) is not None:
-        freeze(connection, reason, now=now)
+    reason = reason_to_stop(connection, identity, mark)
     if reason is not None:
-        since = f"{identity.frozen_at or now:%Y-%m-%d %H:%M} UTC"
-        raise LedgerFrozen(
-            f"The ledger is frozen since {since}: {reason}. Nothing was sent. "
-            "Find out why, then run `billing-pipeline ledger adopt` and have a second person release it."
-        )
+        if identity.frozen_reason is None:
+            freeze(connection, reason, now=now)
+        raise frozen(identity, reason, now=now)
     # There before the first claim: a crash between that and its mark must not look like a mark that was lost.
     mark.raise_to(Mark(str(identity.ledger_id), 0, identity.epoch))
+
+
+def reason_to_stop(connection: Connection[Any], identity: Identity, mark: HighWaterMark) -> str | None:
+    """Why the ledger is frozen, or would be by the next flush; None when it may send.  Only reads."""
+    return identity.frozen_reason or _lost_attempts(connection, identity, mark)
+
+
+def frozen(identity: Identity, reason: str, *, now: datetime) -> LedgerFrozen:
+    """What whoever wants to send is told."""
+    since = f"{identity.frozen_at or now:%Y-%m-%d %H:%M} UTC"
+    return LedgerFrozen(
+        f"The ledger is frozen since {since}: {reason}. Nothing was sent. "
+        "Find out why, then run `billing-pipeline ledger adopt` and have a second person release it."
+    )
 
 
 def require_clock(now: datetime, stripe_time: datetime | None) -> None:

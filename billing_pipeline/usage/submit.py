@@ -52,7 +52,10 @@ def batch_size(events_per_second: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SubmitReport:
-    """Entries by what became of them in this run; an entry counts once per attempt."""
+    """Entries by what became of them in this run; an entry counts once per attempt.
+
+    `unanswered` are those that it leaves without certainty, to be sent again.
+    """
 
     attempts: int = 0
     accepted: int = 0
@@ -62,6 +65,7 @@ class SubmitReport:
     not_executed: int = 0
     units_accepted: int = 0
     canaries: int = 0
+    unanswered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ def submit(
         not_executed=run.totals[Outcome.NOT_EXECUTED],
         units_accepted=run.totals["units_accepted"],
         canaries=run.totals["canaries"],
+        unanswered=run.totals[Outcome.UNKNOWN] + run.totals[Outcome.NOT_EXECUTED],
     )
     if report.attempts == 0:
         milestones.info("Stripe usage flush found no pending events", extra={"action": "flush_empty"})

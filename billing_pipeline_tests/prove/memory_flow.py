@@ -105,7 +105,12 @@ class MemoryFlow:
         """Stage 3."""
         identity = self.pass_gate()
         cut.cut(
-            self.ledger, identity=identity, grace=GRACE, past_max=self.times.past_max, hour_max={}, clock=self.clock
+            self.ledger,
+            identity=identity,
+            closed_before=self.now - GRACE,
+            past_max=self.times.past_max,
+            hour_max={},
+            clock=self.clock,
         )
 
     def claim(self) -> Worker | None:

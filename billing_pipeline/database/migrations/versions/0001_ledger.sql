@@ -301,6 +301,19 @@ COMMENT ON COLUMN billing_pipeline.error_reports.created_at IS 'Stripe''s';
 COMMENT ON COLUMN billing_pipeline.error_reports.rejected IS 'errors Stripe counted; its samples may name fewer';
 COMMENT ON COLUMN billing_pipeline.error_reports.named IS 'entries of ours it named';
 
+CREATE TABLE billing_pipeline.flush_plans (
+    plan_hash TEXT NOT NULL,
+    made_at TIMESTAMPTZ NOT NULL,
+    made_by TEXT NOT NULL,
+    closed_before TIMESTAMPTZ NOT NULL,
+    meters JSONB NOT NULL,
+    CONSTRAINT flush_plans_pkey PRIMARY KEY (plan_hash)
+);
+COMMENT ON TABLE billing_pipeline.flush_plans IS 'what a person has seen of a flush before it; kept for a week';
+COMMENT ON COLUMN billing_pipeline.flush_plans.plan_hash IS 'of every entry that the flush would send for the first time';
+COMMENT ON COLUMN billing_pipeline.flush_plans.closed_before IS 'the plan cut the windows that ended by then';
+COMMENT ON COLUMN billing_pipeline.flush_plans.meters IS 'per event name: entries, units added and taken back';
+
 CREATE TABLE billing_pipeline.ledger_operations (
     operation_id BIGINT GENERATED ALWAYS AS IDENTITY,
     action TEXT NOT NULL,
