@@ -79,6 +79,6 @@ def _result(probe: Probe, finding: Finding) -> dg.AssetCheckResult:
         asset_key=_ASSETS[probe.asset].key,
         passed=passed,
         severity=dg.AssetCheckSeverity.ERROR if finding.result is Result.FAIL else dg.AssetCheckSeverity.WARN,
-        description=None if passed else f"{finding.result}: {finding.found}",
+        description=finding.found if passed else f"{finding.result}: {finding.found}",
         metadata=told,
     )

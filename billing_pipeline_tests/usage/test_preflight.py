@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -238,14 +239,14 @@ def test_another_schema_fails(flow, change, words):
 
 def test_a_login_that_may_not_write_the_ledger_fails(flow, database_url):
     require_superuser(flow.connection)
-    role = Identifier("preflight_reader")
+    role = Identifier(f"preflight_reader_{os.getpid()}")
     flow.connection.execute(SQL("CREATE ROLE {} LOGIN").format(role))
     try:
         for grant in ("USAGE ON SCHEMA billing_pipeline", "SELECT ON ALL TABLES IN SCHEMA billing_pipeline"):
             flow.connection.execute(SQL("GRANT {} TO {}").format(SQL(grant), role))
         flow.connection.execute(SQL("GRANT INSERT ON billing_pipeline.attempts TO {}").format(role))
         user = conninfo_to_dict(database_url)["user"]
-        url = database_url.replace(f"//{user}@", "//preflight_reader@")
+        url = database_url.replace(f"//{user}@", f"//preflight_reader_{os.getpid()}@")
         assert url != database_url
         result, found = one(flow, "schema", database_url=url)
     finally:
