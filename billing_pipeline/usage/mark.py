@@ -43,6 +43,8 @@ class HighWaterMark:
             # What is wrong with the address may quote a key in it; what has to be installed does not.
             why = exc if isinstance(exc, ImportError) else "it is malformed, or of a kind that fsspec does not know"
             raise UserError(f"BILLING_MARK_URL ({_kind(url)}) cannot be used: {why}.") from None
+        except OSError as exc:
+            raise self._unavailable("reached", exc) from None
 
     @property
     def kind(self) -> str:

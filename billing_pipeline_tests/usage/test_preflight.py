@@ -21,6 +21,7 @@ from billing_pipeline.domain.probes import Result
 from billing_pipeline.errors import DatabaseUnavailable, SettingsError
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.catalogue import CANARY_EMAIL
+from billing_pipeline.stripe_api.client import Account
 from billing_pipeline.stripe_simulator.keys import KeyMode
 from billing_pipeline.usage import gate
 from billing_pipeline.usage.flush import flush
@@ -404,10 +405,13 @@ def test_a_mark_that_cannot_be_kept_fails_and_its_address_is_never_shown(ready, 
         "memory://token-planted/mark.json": "fail",
         "nonsense://token:planted@host/mark?token=planted": "fail",
         "https://host:12planted/mark.json?token=planted": "fail",
+        "ftp://host:12planted/mark.json": "fail",
+        "ftp://user:planted@127.0.0.1:1/mark.json": "fail",
     }
     for url, result in cases.items():
         found, words = one(ready, "high_water_mark", billing_mark_url=url)
         assert (found, "planted" in words) == (result, False), (url, words)
+        assert "this probe broke" not in words
 
 
 def test_a_mark_in_the_databases_own_folder_fails(tmp_path):
@@ -528,6 +532,14 @@ def test_clocks_that_are_apart_fail(ready, simulator):
     assert (result, "more than a minute apart" in words) == ("fail", True)
 
 
+def test_stripes_time_of_a_while_ago_is_no_wrong_clock(ready):
+    site = Site(lambda: ready.settings)
+    site.account = Account("acct_1", ready.clock() - 10 * HOUR)
+    [(_, finding)] = ask(site, {"clock"}, ASKS)
+
+    assert finding.result is Result.PASS
+
+
 def test_a_meter_that_stripe_lacks_or_counts_otherwise_fails(ready, simulator):
     client = simulator.client()
     by_name = {meter.event_name: meter.id for meter in client.v1.billing.meters.list().data}
@@ -540,21 +552,26 @@ def test_a_meter_that_stripe_lacks_or_counts_otherwise_fails(ready, simulator):
     assert "generated_tokens has (formula, window, customer key, value key) ('count', None" in words
 
 
-def test_a_meter_without_a_price_is_told_with_what_hangs_elsewhere(flow, simulator):
-    price = add_price(simulator, "prompt_tokens")
-    add_price(simulator, "generated_tokens", active=False)
+def replace_meter(simulator, event_name):
+    """Archive the meter of that name and make another one."""
     client = simulator.client()
-    [old] = [meter for meter in client.v1.billing.meters.list().data if meter.event_name == "prompt_tokens"]
+    [old] = [meter for meter in client.v1.billing.meters.list().data if meter.event_name == event_name]
     client.v1.billing.meters.deactivate(old.id)
     client.v1.billing.meters.create(
         {
             "display_name": "anew",
-            "event_name": "prompt_tokens",
+            "event_name": event_name,
             "default_aggregation": {"formula": "sum"},
             "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
             "value_settings": {"event_payload_key": "value"},
         }
     )
+
+
+def test_a_meter_without_a_price_is_told_with_what_hangs_elsewhere(flow, simulator):
+    price = add_price(simulator, "prompt_tokens")
+    add_price(simulator, "generated_tokens", active=False)
+    replace_meter(simulator, "prompt_tokens")
 
     assert one(flow, "prices") == (
         "warn",
@@ -562,6 +579,17 @@ def test_a_meter_without_a_price_is_told_with_what_hangs_elsewhere(flow, simulat
         f"prompt_tokens: no active price ({price.id} on an archived meter of that name); "
         "generated_tokens: no active price (1 archived)",
     )
+
+
+def test_a_price_that_hangs_elsewhere_is_told_beside_a_right_one(ready, simulator):
+    assert one(ready, "prices")[0] == "pass"
+
+    replace_meter(simulator, "prompt_tokens")
+    assert "prompt_tokens: no active price (price_" in one(ready, "prices")[1]
+
+    add_price(simulator, "prompt_tokens")
+    result, words = one(ready, "prices")
+    assert (result, "prompt_tokens: 1 active price (price_" in words) == ("warn", True)
 
 
 def test_a_missing_canary_customer_fails(ready, simulator):
