@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -275,13 +276,16 @@ def test_a_server_that_forgets_fails_in_live_mode_only(flow, monkeypatch, faults
 
 
 @pytest.mark.slow
-def test_an_embedded_server_that_is_there_is_asked_and_keeps_what_it_commits(tmp_path):
-    migrate(embedded.ensure_running(tmp_path).url(), create_source=True)
-    try:
-        site = Site(lambda: load_settings(billing_state_dir=tmp_path))
-        found = {probe.name: str(finding.result) for probe, finding in ask(site, {"schema", "durability"}, ASKS)}
-    finally:
-        embedded.stop(tmp_path)
+def test_an_embedded_server_that_is_there_is_asked_and_keeps_what_it_commits():
+    # Not below pytest's folder, which the server's own user may not pass while another pytest starts.
+    with tempfile.TemporaryDirectory(prefix="billing-preflight-") as name:
+        folder = Path(name)
+        migrate(embedded.ensure_running(folder).url(), create_source=True)
+        try:
+            site = Site(lambda: load_settings(billing_state_dir=folder))
+            found = {probe.name: str(finding.result) for probe, finding in ask(site, {"schema", "durability"}, ASKS)}
+        finally:
+            embedded.stop(folder)
 
     assert found == {"schema": "pass", "durability": "pass"}
 
