@@ -90,14 +90,15 @@ def enqueue_hourly(
     Example: billing-pipeline enqueue-hourly
     """
     from billing_pipeline.errors import BillingError
-    from billing_pipeline.orchestration.launch import QUEUE_TAG, launch_job, missing_daemons, run_page
+    from billing_pipeline.orchestration.dagster_probes import state_at
+    from billing_pipeline.orchestration.launch import QUEUE_TAG, launch_job, run_page
     from billing_pipeline.settings import Level, load_settings
 
     settings = load_settings()
     if settings.level is Level.LIVE:
         require_live_account(settings, live)
     port = settings.dagster_port
-    if missing := missing_daemons(port=port):
+    if missing := [daemon.name for daemon in state_at(port).daemons if daemon.required and not daemon.healthy]:
         raise BillingError(
             f"Dagster on port {port} runs without its daemon ({', '.join(missing)}), so the run would wait for ever. "
             "Nothing was queued; start `dagster-daemon run`, or all of it with `billing-pipeline up`."

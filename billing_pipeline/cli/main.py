@@ -16,6 +16,7 @@ from billing_pipeline.cli import config, flush, ledger, local, quarantine, usage
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.cli.plan import plan_command
+from billing_pipeline.cli.preflight import preflight_command
 from billing_pipeline.cli.rebill import rebill_command
 from billing_pipeline.cli.validate_contract import validate_contract_command
 from billing_pipeline.errors import BillingError, told
@@ -32,6 +33,7 @@ app.command("import-events")(import_events_command)
 app.add_typer(usage.app)
 app.command("plan")(plan_command)
 app.add_typer(flush.app)
+app.command("preflight")(preflight_command)
 app.command("validate-contract")(validate_contract_command)
 app.command("rebill")(rebill_command)
 app.add_typer(ledger.app, name="ledger")

@@ -60,6 +60,11 @@ def ensure_running(state_dir: Path) -> EmbeddedServer:
     return server
 
 
+def exists(state_dir: Path) -> bool:
+    """Whether `state_dir` has a cluster, running or not."""
+    return Cluster(state_dir.resolve()).data_dir.exists()
+
+
 def stop(state_dir: Path) -> bool:
     """Stop the server of `state_dir` whoever still uses it; tells whether it was running."""
     cluster = Cluster(state_dir.resolve())

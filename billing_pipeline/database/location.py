@@ -32,6 +32,19 @@ def resolve_database_url(settings: Settings) -> str:
     return embedded.ensure_running(settings.billing_state_dir).url()
 
 
+def find_database_url(settings: Settings) -> str:
+    """The same for whoever only looks: an embedded server is started where there is one, and never made.
+
+    Raises `UserError` where there is none yet.
+    """
+    if settings.database_url is None and not embedded.exists(settings.billing_state_dir):
+        raise UserError(
+            f"There is no database yet: DATABASE_URL is not set, and {settings.billing_state_dir} holds none. "
+            "`billing-pipeline up` makes one."
+        )
+    return resolve_database_url(settings)
+
+
 def resolve_dagster_url(settings: Settings) -> str:
     """Dagster's own database as SQLAlchemy takes it, created beside the billing database unless it is configured.
 

@@ -4,6 +4,7 @@ import dagster as dg
 
 from billing_pipeline.orchestration.contract_checks import data_contract, usage_volume
 from billing_pipeline.orchestration.metadata import difference_text, expiring_table, violation_table
+from billing_pipeline.orchestration.preflight_checks import preflight_checks
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import (
     meter_event_confirmations,
@@ -76,4 +77,5 @@ USAGE_CHECKS = [
     ledger_invariants_hold,
     source_ledger_and_stripe_agree,
     usage_is_sent_in_time,
+    preflight_checks,
 ]

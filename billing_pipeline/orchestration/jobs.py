@@ -7,12 +7,14 @@ that is left.
 import dagster as dg
 
 from billing_pipeline.orchestration.contract_checks import usage_volume
+from billing_pipeline.orchestration.preflight_checks import preflight_checks
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS, USAGE_FLUSH, billable_events
 
 # Standing apart from the assets' checks would let a hand-started run skip them; an asset job carries its checks along.
+# Not the preflight's: the gate repeats what of it must hold, and its requests to Stripe once a day are enough.
 usage_flush = dg.define_asset_job(
     USAGE_FLUSH,
-    selection=dg.AssetSelection.assets(*USAGE_ASSETS),
+    selection=dg.AssetSelection.assets(*USAGE_ASSETS) - dg.AssetSelection.checks(preflight_checks),
     description="Validate, aggregate, cut, submit, confirm and reconcile, once.",
     # Below the hourly period: a run whose process was killed must not hold its place for ever.
     tags={"dagster/max_runtime": "2700"},
@@ -20,9 +22,17 @@ usage_flush = dg.define_asset_job(
 
 validate_contract = dg.define_asset_job(
     "validate_contract",
-    selection=dg.AssetSelection.assets(billable_events) | dg.AssetSelection.checks(usage_volume),
+    selection=(dg.AssetSelection.assets(billable_events) | dg.AssetSelection.checks(usage_volume))
+    - dg.AssetSelection.checks(preflight_checks),
     description="Ask every rule of the data contract now; counts nothing and sends nothing.",
     tags={"dagster/max_runtime": "2700"},
+)
+
+preflight = dg.define_asset_job(
+    "preflight",
+    selection=dg.AssetSelection.checks(preflight_checks),
+    description="Ask whether everything is in place that a flush needs; changes nothing.",
+    tags={"dagster/max_runtime": "900"},
 )
 
 
@@ -37,5 +47,16 @@ def hourly_usage_flush(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
 
 
-JOBS = [usage_flush, validate_contract]
-SCHEDULES = [hourly_usage_flush]
+@dg.schedule(
+    job=preflight,
+    cron_schedule="43 5 * * *",
+    execution_timezone="UTC",
+    description="Every day before working hours, half an hour away from a flush.",
+)
+def daily_preflight(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    """Off until somebody turns it on in the UI."""
+    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
+
+
+JOBS = [usage_flush, validate_contract, preflight]
+SCHEDULES = [hourly_usage_flush, daily_preflight]

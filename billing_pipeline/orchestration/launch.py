@@ -3,9 +3,7 @@
 Used by commands; assets never launch anything.
 """
 
-import json
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +17,6 @@ LOCATION = "billing_pipeline"
 QUEUE_TAG = "billing/queue"
 """The tag of a flush that limits and launchers may go by; its value is STRIPE_BILLING_QUEUE."""
 POLL_SECONDS = 0.25
-ANSWER_SECONDS_MAX = 30
-DAEMONS = "query { instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"
 FINISHED = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
 
 
@@ -28,19 +24,6 @@ def launch_job(job_name: str, *, port: int, tags: dict[str, str] | None = None) 
     """Put a run of the job into Dagster's queue and return its id.  Raises `Unavailable` when it is not taken."""
     with _dagster_at(port) as client:
         return client.submit_job_execution(job_name, repository_location_name=LOCATION, run_config={}, tags=tags)
-
-
-def missing_daemons(*, port: int) -> list[str]:
-    """Which of the daemons that Dagster needs do not live.  Raises `Unavailable` when Dagster does not answer."""
-    # The client of `dagster_graphql` offers no question of its own.
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
-        data=json.dumps({"query": DAEMONS}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with _dagster_at(port), urllib.request.urlopen(request, timeout=ANSWER_SECONDS_MAX) as response:
-        health = json.load(response)["data"]["instance"]["daemonHealth"]["allDaemonStatuses"]
-    return [daemon["daemonType"] for daemon in health if daemon["required"] and not daemon["healthy"]]
 
 
 def run_page(run_id: str, *, port: int) -> str:

@@ -6,6 +6,7 @@ Everything is looked up before it is made, so a second run makes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import stripe
@@ -41,8 +42,17 @@ class StripeMeter:
 
 def read_meters(client: stripe.StripeClient, settings: Settings) -> dict[str, StripeMeter]:
     """Stripe's meters by event name; an active one hides archived ones of the same name."""
+    return by_event_name(list_meters(client, settings))
+
+
+def list_meters(client: stripe.StripeClient, settings: Settings) -> list[StripeMeter]:
+    """All meters of the account, archived ones too.  Raises `StripeUnavailable` or `StripeRefused`."""
     with translated_errors(settings):
-        meters = [_stripe_meter(meter) for meter in client.v1.billing.meters.list({"limit": 100}).auto_paging_iter()]
+        return [_stripe_meter(meter) for meter in client.v1.billing.meters.list({"limit": 100}).auto_paging_iter()]
+
+
+def by_event_name(meters: Iterable[StripeMeter]) -> dict[str, StripeMeter]:
+    """The one that counts for each event name: an active one hides archived ones."""
     return {meter.event_name: meter for meter in sorted(meters, key=lambda meter: meter.active)}
 
 
@@ -51,11 +61,15 @@ def require_meters(catalogue: Catalogue, meters: dict[str, StripeMeter]) -> None
 
     A wrong formula or window would not show before the money is wrong: Stripe takes the events all the same.
     """
-    faults = [fault for meter in catalogue.meters if (fault := _fault(meter, meters.get(meter.event_name))) is not None]
-    if faults:
+    if faults := meter_faults(catalogue, meters):
         raise StripeRefused(
             f"{'; '.join(faults)}. Nothing is sent. Run `billing-pipeline stripe-setup`, or mend the catalogue."
         )
+
+
+def meter_faults(catalogue: Catalogue, meters: Mapping[str, StripeMeter]) -> list[str]:
+    """What Stripe lacks of the catalogue, or counts in another way, a sentence per meter; empty when all agrees."""
+    return [fault for meter in catalogue.meters if (fault := _fault(meter, meters.get(meter.event_name))) is not None]
 
 
 def _fault(meter: Meter, found: StripeMeter | None) -> str | None:

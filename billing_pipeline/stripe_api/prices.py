@@ -1,12 +1,14 @@
-"""Reads what a unit of a meter costs at Stripe, where that is one number.
+"""Reads which prices hang on a meter at Stripe, and what a unit costs where that is one number.
 
-Asked to say what waiting usage is worth.  A meter with several active prices, with tiers or with packages has no price
-of its own: what a unit costs depends on the customer or on the quantity.
+Asked to say what waiting usage is worth, and by the preflight whether it is invoiced at all.  A meter with several
+active prices, with tiers or with packages has no price of its own: what a unit costs depends on the customer or on the
+quantity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 
 import stripe
@@ -14,6 +16,25 @@ import stripe
 from billing_pipeline.domain.prices import UnitPrice
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import translated_errors
+
+
+@dataclass(frozen=True, slots=True)
+class MeterPrices:
+    """The ids of the prices that hang on one meter."""
+
+    active: tuple[str, ...]
+    archived: tuple[str, ...]
+
+
+def meter_prices(client: stripe.StripeClient, settings: Settings, meter_id: str) -> MeterPrices:
+    """Every price of Stripe's meter `meter_id`.  Raises `StripeUnavailable` or `StripeRefused`."""
+    with translated_errors(settings):
+        found = list(client.v1.prices.list({"recurring": {"meter": meter_id}, "limit": 100}).auto_paging_iter())
+    active = {price.id: price.active for price in found}
+    return MeterPrices(
+        active=tuple(id for id, is_active in active.items() if is_active),
+        archived=tuple(id for id, is_active in active.items() if not is_active),
+    )
 
 
 def unit_prices(

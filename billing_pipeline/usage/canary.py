@@ -60,6 +60,15 @@ class Canary:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SentCanaries:
+    """How many canaries of one meter were sent for one customer."""
+
+    event_name: str
+    stripe_customer_id: str
+    sent: int
+
+
 def write_canaries(
     connection: Connection[Any], *, identity: Identity, customer: str, event_names: Sequence[str], now: datetime
 ) -> list[Canary]:
@@ -118,11 +127,20 @@ def look_for_canaries(connection: Connection[Any], reader: CanaryReader, *, now:
 
 def lost_canaries(connection: Connection[Any], reader: CanaryReader, *, now: datetime) -> str | None:
     """Why the canaries say that this ledger was restored, or None."""
-    start = hour_of(now - WATCH)
-    for row in queries.fetch_dicts(connection, "sent_canaries", {"start": start}):
-        hours = reader.hours(row["event_name"], row["stripe_customer_id"], start, hour_of(now) + HOUR)
-        if (shown := sum(hours.values())) > row["sent"]:
-            return f"Stripe shows {shown} canaries of {row['event_name']}, but the ledger sent only {row['sent']}"
+    return more_than_sent(sent_canaries(connection, now=now), reader, now=now)
+
+
+def sent_canaries(connection: Connection[Any], *, now: datetime) -> list[SentCanaries]:
+    """What the ledger has sent of each meter and canary customer in the time that is watched."""
+    return queries.fetch(connection, "sent_canaries", SentCanaries, {"start": hour_of(now - WATCH)})
+
+
+def more_than_sent(sent: Sequence[SentCanaries], reader: CanaryReader, *, now: datetime) -> str | None:
+    """What Stripe shows beyond that, or None; asks Stripe only."""
+    for one in sent:
+        hours = reader.hours(one.event_name, one.stripe_customer_id, hour_of(now - WATCH), hour_of(now) + HOUR)
+        if (shown := sum(hours.values())) > one.sent:
+            return f"Stripe shows {shown} canaries of {one.event_name}, but the ledger sent only {one.sent}"
     return None
 
 

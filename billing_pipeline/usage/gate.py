@@ -50,20 +50,29 @@ def bind(connection: Connection[Any], *, stripe_account: str, livemode: bool, no
     }
     queries.execute(connection, "bind_identity", params)
     identity = read_identity(connection)
+    require_account(identity, stripe_account=stripe_account, livemode=livemode)
+    return identity
+
+
+def require_account(identity: Identity, *, stripe_account: str, livemode: bool) -> None:
+    """Raises `IdentityMismatch` for any account or mode but the ledger's own."""
     if (identity.stripe_account, identity.livemode) != (stripe_account, livemode):
         raise IdentityMismatch(
-            f"This ledger is bound to {_account(identity.stripe_account, identity.livemode)}, but the key belongs to "
-            f"{_account(stripe_account, livemode)}. Use that account's key, or another database."
+            f"This ledger is bound to {account_name(identity.stripe_account, identity.livemode)}, but the key belongs "
+            f"to {account_name(stripe_account, livemode)}. Use that account's key, or another database."
         )
-    return identity
 
 
 def read_identity(connection: Connection[Any]) -> Identity:
     """The ledger's identity as stored.  Raises `IdentityMismatch` for a ledger that was never bound."""
-    found = queries.fetch(connection, "read_identity", Identity)
-    if not found:
+    if (found := find_identity(connection)) is None:
         raise IdentityMismatch("This ledger is not bound to a Stripe account yet; the first flush binds it.")
-    return found[0]
+    return found
+
+
+def find_identity(connection: Connection[Any]) -> Identity | None:
+    """The same, or None for a ledger that was never bound."""
+    return next(iter(queries.fetch(connection, "read_identity", Identity)), None)
 
 
 def require_open(connection: Connection[Any], identity: Identity, mark: HighWaterMark, *, now: datetime) -> None:
@@ -79,7 +88,7 @@ def require_open(connection: Connection[Any], identity: Identity, mark: HighWate
 
 def reason_to_stop(connection: Connection[Any], identity: Identity, mark: HighWaterMark) -> str | None:
     """Why the ledger is frozen, or would be by the next flush; None when it may send.  Only reads."""
-    return identity.frozen_reason or _lost_attempts(connection, identity, mark)
+    return identity.frozen_reason or lost_attempts(connection, identity, mark)
 
 
 def frozen(identity: Identity, reason: str, *, now: datetime) -> LedgerFrozen:
@@ -145,7 +154,11 @@ def record_operation(
     queries.execute(connection, "record_operation", params)
 
 
-def _lost_attempts(connection: Connection[Any], identity: Identity, mark: HighWaterMark) -> str | None:
+def lost_attempts(connection: Connection[Any], identity: Identity, mark: HighWaterMark) -> str | None:
+    """Why mark, server or timeline say that this ledger has lost attempts, or None; changes nothing.
+
+    Raises `Unavailable` when the mark cannot be read.
+    """
     stored = mark.read()
     attempt_id = queries.fetch_dicts(connection, "latest_attempt")[0]["attempt_id"]
     if stored is not None and stored.ledger_id != str(identity.ledger_id):
@@ -180,5 +193,6 @@ def _this_database(connection: Connection[Any]) -> tuple[str | None, str | None]
     return row["system_id"], row["timeline"]
 
 
-def _account(stripe_account: str, livemode: bool) -> str:
+def account_name(stripe_account: str, livemode: bool) -> str:
+    """An account and its mode, for people."""
     return f"{stripe_account} ({'live' if livemode else 'test'} mode)"

@@ -67,5 +67,11 @@ def release(connection: Connection[Any], *, lock_key: str, holder: str) -> None:
 
 def current_holder(connection: Connection[Any], *, lock_key: str, now: datetime) -> str | None:
     """Who holds the lease now, or None."""
+    held = current_lease(connection, lock_key=lock_key, now=now)
+    return held.holder if held else None
+
+
+def current_lease(connection: Connection[Any], *, lock_key: str, now: datetime) -> Lease | None:
+    """The lease as somebody holds it now, or None."""
     held = queries.fetch(connection, "read_lease", Lease, {"lock_key": lock_key})
-    return held[0].holder if held and held[0].expires_at > now else None
+    return held[0] if held and held[0].expires_at > now else None

@@ -40,7 +40,33 @@ class HighWaterMark:
         try:
             self._fs, self._path = url_to_fs(url)
         except (ImportError, ValueError) as exc:
-            raise UserError(f"BILLING_MARK_URL {_scheme(url)} cannot be used: {exc}.") from None
+            # What is wrong with the address may quote a key in it; what has to be installed does not.
+            why = exc if isinstance(exc, ImportError) else "it is malformed, or of a kind that fsspec does not know"
+            raise UserError(f"BILLING_MARK_URL ({_kind(url)}) cannot be used: {why}.") from None
+        except OSError as exc:
+            raise self._unavailable("reached", exc) from None
+
+    @property
+    def kind(self) -> str:
+        """What keeps the mark, such as `file` or `s3`: all of the address that may be shown, for it may hold a key."""
+        return _kind(self._url)
+
+    @property
+    def path(self) -> Path | None:
+        """The file, where it is one of this machine."""
+        return Path(self._path) if isinstance(self._fs, LocalFileSystem) else None
+
+    def why_not_writable(self) -> str | None:
+        """What will keep this process from writing the mark, as far as it shows without writing; None: nothing."""
+        if self.kind == "memory":
+            return "it is kept in this process, and forgotten with it"
+        if self.path is None:
+            return None
+        if self.path.exists() and not (self.path.is_file() and os.access(self.path, os.W_OK)):
+            return "it is no file that this process may write"
+        # The file is replaced, so it is the folder that must be writable; folders that lack are made.
+        folder = next(folder for folder in self.path.parents if folder.exists())
+        return None if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else "its folder cannot be written"
 
     def read(self) -> Mark | None:
         """The stored mark, or None where there is none yet.  Raises `Unavailable` when it cannot be read."""
@@ -69,9 +95,7 @@ class HighWaterMark:
                     return
                 self._write(json.dumps(asdict(mark)).encode())
             # An object store has no lock: somebody else's lower mark may have come after ours.
-        raise Unavailable(
-            f"The high-water mark at {_scheme(self._url)} does not keep what is written; nothing is sent."
-        )
+        raise Unavailable(f"The high-water mark ({self.kind}) does not keep what is written; nothing is sent.")
 
     def replace_with(self, mark: Mark) -> None:
         """Store `mark` whatever is there: recovery's last step, when a person has looked."""
@@ -107,9 +131,7 @@ class HighWaterMark:
 
     def _unavailable(self, verb: str, exc: Exception) -> Unavailable:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
-        return Unavailable(
-            f"The high-water mark at {_scheme(self._url)} cannot be {verb}: {reason}. Nothing is sent without it."
-        )
+        return Unavailable(f"The high-water mark ({self.kind}) cannot be {verb}: {reason}. Nothing is sent without it.")
 
 
 def _write_durably(path: Path, content: bytes) -> None:
@@ -122,6 +144,5 @@ def _write_durably(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _scheme(url: str) -> str:
-    # An address may carry credentials; its scheme and last part say enough.
-    return f"{fsspec.core.split_protocol(url)[0] or 'file'}://…/{url.rstrip('/').rpartition('/')[2]}"
+def _kind(url: str) -> str:
+    return fsspec.core.split_protocol(url)[0] or "file"
