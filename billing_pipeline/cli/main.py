@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from billing_pipeline.cli import ledger, local, quarantine, usage
+from billing_pipeline.cli.explain import explain_command
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.cli.rebill import rebill_command
@@ -31,6 +32,7 @@ app.command("import-events")(import_events_command)
 app.add_typer(usage.app)
 app.command("validate-contract")(validate_contract_command)
 app.command("rebill")(rebill_command)
+app.command("explain")(explain_command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(local.app)
