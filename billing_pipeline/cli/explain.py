@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from billing_pipeline.cli.hints import as_typed
-from billing_pipeline.cli.usage import open_ledger
 from billing_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from billing_pipeline.usage.explain import Question
     from billing_pipeline.usage.explain_line import LineExplanation
     from billing_pipeline.usage.explained import Explanation
-    from billing_pipeline.usage.flush import UsageFlow
     from billing_pipeline.usage.page import Page
+    from billing_pipeline.usage.reading import Reading
 
 ENTRY_MAX = 2**63 - 1
 _INVOICE = re.compile(r"(in_\w+)(?:/(\w+))?")
@@ -52,9 +51,12 @@ def explain_command(
 
     Example: billing-pipeline explain --org acme --at 2026-11-20T13:00:00Z
     """
+    from billing_pipeline.cli.local_stack import ready_database
+    from billing_pipeline.settings import load_settings
     from billing_pipeline.usage.explain import explain_hour
     from billing_pipeline.usage.explain_line import page_of_line
     from billing_pipeline.usage.explain_page import page_of
+    from billing_pipeline.usage.reading import open_reading
 
     _require_one_question(
         {"--org": organization, "--entry": entry, "--identifier": identifier, "--invoice-line": invoice_line}
@@ -63,13 +65,14 @@ def explain_command(
         raise UserError("--at and --meter belong to --org; an entry and a line know their own hour and meter.")
     found: Explanation | LineExplanation
     page: Page
-    with open_ledger(only_reads=True) as flow:
+    settings = load_settings()
+    with open_reading(settings, ready_database(settings)) as reading:
         if invoice_line is not None:
-            line = _line(flow, invoice_line)
+            line = _line(reading, invoice_line)
             found, page = line, page_of_line(line)
         else:
-            question = _question(flow, organization, at, meter, entry, identifier)
-            hour = explain_hour(flow, replace(question, events_max=events))
+            question = _question(reading, organization, at, meter, entry, identifier)
+            hour = explain_hour(reading, replace(question, events_max=events))
             found, page = hour, page_of(hour)
     typer.echo(json.dumps(plain(asdict(found)), indent=2) if as_json else _text(page))
 
@@ -97,7 +100,7 @@ def _require_one_question(given: dict[str, object]) -> None:
 
 
 def _question(
-    flow: UsageFlow,
+    reading: Reading,
     organization: str | None,
     at: str | None,
     meter: str | None,
@@ -110,13 +113,15 @@ def _question(
     if organization is None:
         if entry is not None and not 0 < entry <= ENTRY_MAX:
             raise UserError(f"The ledger has no entry {entry}.")
-        return place_of_entry(flow.connection, entry_id=entry, identifier=identifier)
+        return place_of_entry(reading.connection, entry_id=entry, identifier=identifier)
     if at is None:
         raise UserError("--org needs --at, a time in the hour to explain, such as 2026-11-20T13:00:00Z.")
-    return Question(organization, hour_given(at, now=flow.clock()), meter)
+    return Question(organization, hour_given(at, now=reading.clock()), meter)
 
 
-def _line(flow: UsageFlow, given: str) -> LineExplanation:
+def _line(reading: Reading, given: str) -> LineExplanation:
+    from billing_pipeline.stripe_api.catalogue import read_meters
+    from billing_pipeline.stripe_api.client import make_client
     from billing_pipeline.stripe_api.invoices import read_invoice_line
     from billing_pipeline.usage.explain_line import explain_line
 
@@ -126,11 +131,12 @@ def _line(flow: UsageFlow, given: str) -> LineExplanation:
             f"{given} does not name a line: Stripe has no address for a line alone. Write in_.../il_...; the "
             "invoice's id is in the address of its page in the Dashboard."
         )
-    line = read_invoice_line(flow.stripe, flow.settings, matched[1], matched[2])
-    names = {meter.meter_id: name for name, meter in flow.meters_at_stripe.items()}
+    client = make_client(reading.settings)
+    line = read_invoice_line(client, reading.settings, matched[1], matched[2])
+    names = {meter.meter_id: name for name, meter in read_meters(client, reading.settings).items()}
     if line.meter_id not in names:
         raise UserError(f"The line bills Stripe's meter {line.meter_id}, which this account does not list.")
-    return explain_line(flow.connection, line, names[line.meter_id])
+    return explain_line(reading.connection, line, names[line.meter_id])
 
 
 def _text(page: Page) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psycopg import Connection, IsolationLevel
 
@@ -39,9 +39,7 @@ from billing_pipeline.usage.explained import (
     WindowRow,
 )
 from billing_pipeline.usage.gate import Identity
-
-if TYPE_CHECKING:
-    from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.reading import Reader
 
 Prices = Callable[[Iterable[str]], tuple[Mapping[str, UnitPrice | None], str]]
 """By event name what a unit costs, and, where Stripe did not say, why not."""
@@ -83,16 +81,16 @@ def explain(
     return _with_prices(found, prices)
 
 
-def explain_hour(flow: UsageFlow, question: Question) -> Explanation:
-    """The same for a flow: over its connection, with its settings, and with prices where Stripe tells them."""
+def explain_hour(reader: Reader, question: Question) -> Explanation:
+    """The same over the reader's connection, with its settings, and with prices where Stripe tells them."""
     return explain(
-        flow.connection,
+        reader.connection,
         question,
-        source=flow.read_source(),
-        catalogue=flow.catalogue,
-        settings=flow.settings,
-        prices=lambda names: prices_or_why_not(flow.settings, names),
-        now=flow.clock(),
+        source=reader.read_source(),
+        catalogue=reader.catalogue,
+        settings=reader.settings,
+        prices=lambda names: prices_or_why_not(reader.settings, names),
+        now=reader.clock(),
     )
 
 

@@ -149,6 +149,7 @@ def page_of_line(found: LineExplanation) -> Page:
     )
     return Page(
         f"{line.invoice_id}, line {line.line_id}",
+        (),
         (Section("The line", facts), *_grids(found)),
         found.verdict.text,
         found.verdict.command,

@@ -44,21 +44,20 @@ def page_of(explanation: Explanation) -> Page:
         sections.append(Section("Decided by persons", tuple(map(_operation, explanation.operations))))
     return Page(
         f"{visible(explanation.organization_id)}, the hour of {_minute(explanation.hour_at)}",
-        (Section("Asked", tuple(_asked(explanation))), *sections),
+        tuple(_notes(explanation)),
+        tuple(sections),
         explanation.verdict.text,
         explanation.verdict.command,
     )
 
 
-def _asked(explanation: Explanation) -> Iterator[Fact]:
+def _notes(explanation: Explanation) -> Iterator[str]:
     counted = _second(explanation.counted_at) if explanation.counted_at else "never yet"
-    yield Fact("at", f"{_second(explanation.asked_at)}; usage was last counted {counted}")
+    yield f"Asked {_second(explanation.asked_at)}; usage was last counted {counted}."
     if explanation.frozen_at is not None:
-        yield Fact(
-            "ledger", f"FROZEN since {_minute(explanation.frozen_at)}: {visible(explanation.frozen_reason or '')}"
-        )
+        yield f"The ledger is FROZEN since {_minute(explanation.frozen_at)}: {visible(explanation.frozen_reason or '')}"
     if explanation.no_source_because:
-        yield Fact("source", visible(explanation.no_source_because))
+        yield visible(explanation.no_source_because)
 
 
 def _window(window: ExplainedWindow, explanation: Explanation) -> Section:
@@ -125,7 +124,7 @@ def _definition(definition: Definition | None) -> Iterator[Fact]:
     yield Fact(
         "meter",
         f"{definition.aggregation}{unique} of {types}{filtered}, times {amount(definition.unit_scale)}, to Stripe's "
-        f"{definition.event_name}; version {definition.version}, from {_minute(definition.valid_from)}, {until}",
+        f"{definition.event_name}; defined so from {_minute(definition.valid_from)}, {until}",
     )
 
 
@@ -164,7 +163,7 @@ def _periods(window: ExplainedWindow) -> Iterator[Fact]:
         end = _second(period.ends_at) if period.ends_at else "no end yet"
         yield Fact("period", f"{_second(period.starts_at)} to {end}, {period.subscription_item_id}")
     if not window.periods:
-        yield Fact("period", "Stripe has named none for it; without a subscription nothing is invoiced")
+        yield Fact("period", "none known that holds it: no subscription, or Stripe was asked too late to tell")
 
 
 def _price(window: ExplainedWindow) -> str:
@@ -173,7 +172,8 @@ def _price(window: ExplainedWindow) -> str:
     price = window.price
     with localcontext(prec=DIGITS_MAX):
         total = price.minor_units * window.row.target
-    return f"{amount(price.minor_units)} of the minor unit of {price.currency} a unit, {amount(total)} in all"
+    each = f"{amount(price.minor_units)} minor unit{'' if price.minor_units == 1 else 's'} of {price.currency} each"
+    return f"{each}, {amount(total)} in all"
 
 
 def _entry(entry: ExplainedEntry) -> Fact:

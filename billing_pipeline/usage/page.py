@@ -43,9 +43,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Sections, and the one line that it all comes to, with the command that helps."""
+    """Notes for all of it, sections, and the one line that it all comes to, with the command that helps."""
 
     title: str
+    notes: tuple[str, ...]
     sections: tuple[Section, ...]
     verdict: str
     command: str | None = None
@@ -59,7 +60,7 @@ def visible(text: str) -> str:
 
 def as_text(page: Page) -> str:
     """For a terminal."""
-    lines = [page.title]
+    lines = [page.title, *page.notes]
     width = 2 + max((len(fact.label) for section in page.sections for fact in section.facts), default=0)
     for section in page.sections:
         lines += ["", section.title]
@@ -78,6 +79,8 @@ def as_markdown(page: Page) -> str:
     lines = [f"### {_escaped(page.title)}", "", f"**{_escaped(page.verdict)}**"]
     if page.command:
         lines += ["", f"Next: `{page.command}`"]
+    for note in page.notes:
+        lines += ["", _escaped(note)]
     for section in page.sections:
         lines += ["", f"#### {_escaped(section.title)}", ""]
         for fact in section.facts:

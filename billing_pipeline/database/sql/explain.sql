@@ -107,10 +107,11 @@ WITH definition AS MATERIALIZED (
                               AND (d.choices IS NULL OR j.properties @> ANY (d.choices))) AS is_metered,
                    j.event_type = ANY (%(known_event_types)s::text[]) AS is_known
               FROM {judged_rows} j
-             -- Asked for one meter, rows that only another one could count are beside the point.
+             -- Asked for one meter, rows of types that are known to be no business of it are beside the point.
              WHERE %(meter)s::text IS NULL
+                OR EXISTS (SELECT FROM meter_versions v WHERE v.meter = %(meter)s AND j.event_type = ANY (v.event_types))
                 OR NOT EXISTS (SELECT FROM definition d WHERE j.event_type = ANY (d.event_types))
-                OR EXISTS (SELECT FROM definition d WHERE d.meter = %(meter)s AND j.event_type = ANY (d.event_types))) j
+                   AND coalesce(j.event_type <> ALL (%(known_event_types)s::text[]), true)) j
 ), placed AS (
     SELECT j.event_id, j.event_type, j.quantity, j.occurred_at, j.reason, q.dismissed_by, q.dismissed_reason,
            CASE WHEN j.event_id IS NULL OR j.event_id = '' THEN 'without_event_id'
