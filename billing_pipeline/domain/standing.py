@@ -67,6 +67,13 @@ class Standing:
     """The other sum."""
     source_says: str | None = None
     """A sentence, where the source has changed since the window was counted."""
+    is_beyond_reach: bool = False
+    """So old that it is never counted again: rows that are taken out of the source by then change nothing."""
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a flush will count something else."""
+        return self.source_says is not None and not self.is_beyond_reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ def verdict(standing: Standing, ledger: Ledger) -> Verdict:
         command = "billing-pipeline ledger status"
     if standing.source_says:
         text += f" {standing.source_says}"
-    return Verdict(text, command, found.is_settled and standing.source_says is None)
+    return Verdict(text, command, found.is_settled and not standing.is_outdated)
 
 
 def _owed(standing: Standing, ledger: Ledger) -> Verdict | None:
@@ -189,7 +196,7 @@ def _shown_otherwise(standing: Standing) -> Verdict | None:
 
 def _settled(standing: Standing) -> Verdict:
     # What the source has changed since is owed, or soon will be.
-    end = "." if standing.source_says else "; nothing is owed."
+    end = "." if standing.is_outdated else "; nothing is owed."
     if standing.target == 0 and standing.stated == 0:
         return Verdict(f"Worth 0 units when last counted, and nothing was stated{end}", is_settled=True)
     return Verdict(

@@ -161,6 +161,7 @@ def _read(
         catalogue,
         events_max=question.events_max,
         counted_before=counted_at or question.hour_at,
+        touched_since=(counted_at or question.hour_at) - timedelta(seconds=settings.billing_cutoff_overlap_seconds),
     )
     if not windows and not side.counted and not side.not_counted:
         reads.require_known_organization(connection, question.organization_id)
@@ -240,7 +241,7 @@ def _counted(window: WindowRow, side: reads.SourceSide) -> CountedRows | None:
     """What the source says of a window now: nothing, where no row falls into it any more."""
     if side.problem is not None:
         return None
-    nothing = CountedRows(window.meter, window.window_id, 0, Decimal(0), 0, 0, [])
+    nothing = CountedRows(window.meter, window.window_id, 0, Decimal(0), 0, 0, False, [])
     return side.counted.get((window.meter, window.window_id), nothing)
 
 

@@ -5,6 +5,7 @@ The line itself is Stripe's (`stripe_api/invoices.py`); here its period is put b
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -109,7 +110,8 @@ def line_verdict(
     """What the line comes to; Stripe bills 0 where a period's usage is below nothing."""
     command = None
     if differing and organizations:
-        command = f"billing-pipeline explain --org {organizations[-1]} --at {differing[0].starts_at:%Y-%m-%dT%H}Z"
+        whose, hour_at = shlex.quote(organizations[-1]), differing[0].starts_at
+        command = f"billing-pipeline explain --org {whose} --at {hour_at:%Y-%m-%dT%H}Z"
     billed, difference = f"The line bills {units_of(line.quantity)}", max(proved, Decimal(0)) - line.quantity
     if difference == 0 and unproved == 0 and target == proved:
         return Verdict(f"{billed}; the ledger's proved entries come to the same; nothing is owed.", is_settled=True)

@@ -59,6 +59,7 @@ def source_side(
     *,
     events_max: int,
     counted_before: datetime,
+    touched_since: datetime,
 ) -> SourceSide:
     """The hour's rows, judged and summed anew; `hour` has `organization_id`, `hour_at` and `meter`."""
     if faults := [fault for fault in source_faults(connection, source, catalogue) if fault.blocks]:
@@ -71,6 +72,7 @@ def source_side(
     parts["judged_rows"] = queries.part("judged_rows").format(**parts)
     params = dict(hour) | {
         "counted_before": counted_before,
+        "touched_since": touched_since,
         "limit": events_max,
         "groups_limit": GROUPS_MAX,
         "known_event_types": judged[0]["known_event_types"] if judged else None,

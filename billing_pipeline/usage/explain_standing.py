@@ -51,6 +51,7 @@ def standing_of(
         shown=differing.observed if differing else None,
         all_entries=differing.proved if differing else None,
         source_says=_source_says(window, definition, counted, ledger),
+        is_beyond_reach=_is_beyond_reach(window, ledger),
     )
 
 
@@ -125,11 +126,15 @@ def _source_says(
 def _noticed(counted: CountedRows, definition: Definition, ledger: Ledger, window: WindowRow | None = None) -> str:
     sealed = window is not None and window.sealed_at is not None
     does = "counts the difference, which is owed after the seal and never sent" if sealed else "states the difference"
-    if window is not None and window.starts_at < reach_start(ledger.now):
+    if window is not None and _is_beyond_reach(window, ledger):
         return "the hour is older than Stripe takes usage, so it stays as it is"
-    if counted.events_since:
+    if counted.is_touched:
         return f"the next flush {does}"
     return f"the daily full flush {does}, or `billing-pipeline flush-now --full` now"
+
+
+def _is_beyond_reach(window: WindowRow, ledger: Ledger) -> bool:
+    return window.starts_at < reach_start(ledger.now)
 
 
 def _whole(units: Decimal) -> Decimal:

@@ -34,6 +34,7 @@ class CountedRows:
     """What a meter takes of the source now, summed on its own; `window_id` is None for rows that no window holds yet.
 
     `events_since` were recorded after the last aggregation, `events_filtered` are left out by the meter's filter.
+    `is_touched`: some row is so new that the next flush counts the whole hour anew.
     """
 
     meter: str
@@ -42,6 +43,7 @@ class CountedRows:
     quantity: Decimal
     events_since: int
     events_filtered: int
+    is_touched: bool
     event_ids: list[str]
 
 

@@ -144,12 +144,29 @@ def test_a_late_row_shows_before_it_is_counted(trial):
 def test_a_row_that_was_changed_in_silence_waits_for_the_daily_count(trial):
     trial.use(4200, event_id="x")
     trial.flush()
-    trial.connection.execute("UPDATE public.billable_events SET quantity = 4000")
+    trial.connection.execute(
+        "UPDATE public.billable_events SET quantity = 4000, recorded_at = recorded_at - interval '1 hour'"
+    )
 
     words = explain(trial).verdict.text
     assert "The source now says 4,000; the daily full flush states the difference" in words
     trial.flow.aggregate(Scope.FULL)
     assert "200 units to be taken back: the next flush states the difference." in explain(trial).verdict.text
+
+
+def test_rows_that_leave_the_source_after_years_change_nothing(trial):
+    trial.use(4200, event_id="x")
+    trial.flush()
+    trial.connection.execute("DELETE FROM public.billable_events")
+    trial.pass_time(days=60)
+
+    found = explain(trial)
+
+    assert found.verdict.is_settled
+    assert found.verdict.text == (
+        "Stated 4,200 units; Stripe shows 4,200; nothing is owed. The source now says 0; the hour is older than Stripe "
+        "takes usage, so it stays as it is."
+    )
 
 
 def test_usage_of_no_window_yet_is_told(trial):

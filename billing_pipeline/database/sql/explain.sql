@@ -86,6 +86,7 @@ SELECT meter, window_id,
                       FILTER (WHERE is_taken))[1] END, 0) AS quantity,
        count(*) FILTER (WHERE is_taken AND recorded_at > %(counted_before)s) AS events_since,
        count(*) FILTER (WHERE NOT is_taken) AS events_filtered,
+       bool_or(recorded_at >= %(touched_since)s) AS is_touched,
        coalesce((array_agg(event_id ORDER BY occurred_at, event_id) FILTER (WHERE is_taken))[1:%(limit)s::int], '{{}}')
            AS event_ids
   FROM metered
