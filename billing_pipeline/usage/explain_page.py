@@ -8,7 +8,7 @@ from decimal import localcontext
 
 from billing_pipeline.domain.amounts import amount, units_of
 from billing_pipeline.domain.contract_rules import RULES
-from billing_pipeline.domain.windows import hour_of
+from billing_pipeline.domain.windows import HOUR, hour_of
 from billing_pipeline.usage.explained import (
     Attempt,
     Definition,
@@ -65,7 +65,7 @@ def _window(window: ExplainedWindow, explanation: Explanation) -> Section:
     if row is None:
         title = f"{window.meter}, in no usage window yet"
         return Section(title, (_source(window, explanation), *_definition(definition), Fact("so", window.verdict.text)))
-    whole = row.starts_at == hour_of(row.starts_at) and (row.ends_at - row.starts_at).total_seconds() == 3600
+    whole = row.starts_at == hour_of(row.starts_at) and row.ends_at - row.starts_at == HOUR
     span = "" if whole else f", {row.starts_at:%H:%M:%S} to {row.ends_at:%H:%M:%S}"
     whose = f"customer {row.stripe_customer_id}" if row.stripe_customer_id else "no customer"
     facts = [

@@ -95,7 +95,8 @@ SELECT meter, window_id,
 
 -- name: rows_not_counted_in_hour
 -- Where the other rows are, by the rules that account for every row of the source, in the same order.
--- OFFSET 0 keeps to looking up each broken row by its id: of a large quarantine the planner would rather read all.
+-- OFFSET 0 computes each verdict once, and keeps to looking up each broken row by its id: of a large quarantine the
+-- planner would rather read all.
 WITH definition AS MATERIALIZED (
     SELECT meter, aggregation, event_types, choices, property
       FROM meter_versions
@@ -113,6 +114,7 @@ WITH definition AS MATERIALIZED (
                 OR EXISTS (SELECT FROM meter_versions v WHERE v.meter = %(meter)s AND j.event_type = ANY (v.event_types))
                 OR NOT EXISTS (SELECT FROM definition d WHERE j.event_type = ANY (d.event_types))
                    AND coalesce(j.event_type <> ALL (%(known_event_types)s::text[]), true)) j
+    OFFSET 0
 ), placed AS (
     SELECT j.event_id, j.event_type, j.quantity, j.occurred_at, j.reason, q.dismissed_by, q.dismissed_reason,
            CASE WHEN j.event_id IS NULL OR j.event_id = '' THEN 'without_event_id'
@@ -132,6 +134,7 @@ WITH definition AS MATERIALIZED (
              FROM quarantined_events q
             WHERE q.event_id = j.event_id AND j.reason IS NOT NULL AND q.mended_at IS NULL
            OFFSET 0) q ON true
+    OFFSET 0
 )
 SELECT place, reason, event_type, dismissed_by, dismissed_reason, count(*) AS events,
        coalesce(sum(quantity) FILTER (WHERE quantity >= 0 AND quantity < 'Infinity'), 0) AS quantity,
