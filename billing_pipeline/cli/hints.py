@@ -10,8 +10,11 @@ import getpass
 import os
 import shutil
 import sys
-from decimal import Decimal
 from pathlib import Path
+
+from billing_pipeline.domain.amounts import amount
+
+__all__ = ["amount", "as_typed", "own_name"]
 
 NAME = "billing-pipeline"
 
@@ -22,12 +25,6 @@ def as_typed(text: str) -> str:
     if Path(typed).name != NAME or shutil.which(NAME) is not None:
         return text
     return text.replace(f"`{NAME} ", f"`{typed} ")
-
-
-def amount(units: Decimal) -> str:
-    """Units with thousands separators, exactly, and without zeros that say nothing."""
-    text = f"{units:,f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def own_name() -> str:

@@ -1,4 +1,4 @@
-"""The question before real money moves from a shell: with a live key, whose account is this?
+"""The question before real money moves from a shell: whose account the live key is.
 
 Every command that sends asks here.  The schedule does not: what it may do was decided when it was turned on.
 """

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from billing_pipeline.cli import config, flush, ledger, local, quarantine, usage
+from billing_pipeline.cli.explain import explain_command
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.cli.plan import plan_command
@@ -36,6 +37,7 @@ app.add_typer(flush.app)
 app.command("preflight")(preflight_command)
 app.command("validate-contract")(validate_contract_command)
 app.command("rebill")(rebill_command)
+app.command("explain")(explain_command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(config.app, name="config")

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from billing_pipeline.cli.hints import amount, as_typed, own_name
-from billing_pipeline.cli.money import cost, prices_of
 from billing_pipeline.cli.usage import open_local_flow
 
 if TYPE_CHECKING:
@@ -38,12 +36,13 @@ def plan_command(
     from rich.console import Console
 
     from billing_pipeline.settings import Level
+    from billing_pipeline.stripe_api.prices import prices_or_why_not
     from billing_pipeline.usage.plan import make_plan
 
     with open_local_flow() as flow:
         with Console(stderr=True).status("Running a flush that will be undone ..."):
             plan = make_plan(flow, limit=limit, actor=own_name())
-        prices, why_not = prices_of(flow.settings, {meter.event_name for meter in plan.meters})
+        prices, why_not = prices_or_why_not(flow.settings, [meter.event_name for meter in plan.meters])
         sends = flow.settings.level is Level.LIVE
     if as_json:
         typer.echo(json.dumps(_as_json(plan, prices, why_not), indent=2, default=str))
@@ -69,8 +68,7 @@ def _print(plan: Plan, prices: Mapping[str, UnitPrice | None], why_not: str) -> 
         _print_lines(plan, prices)
         typer.echo()
         for meter in plan.meters:
-            money = cost(Decimal(_net(meter)), prices.get(meter.event_name))
-            typer.echo(f"{meter.event_name}: {meter.counts}, {money}")
+            typer.echo(f"{meter.event_name}: {meter.counts}, {_money(meter, prices)}")
     if plan.sent_again:
         typer.echo(f"Sent again under the same identifier, no new usage: {plan.sent_again:,} entries in doubt.")
     if plan.cut.windows_held:
@@ -88,11 +86,10 @@ def _print_lines(plan: Plan, prices: Mapping[str, UnitPrice | None]) -> None:
     from rich.table import Table
 
     table = Table("organization", "meter", "hours (UTC)", box=None, pad_edge=False)
-    for title in ("entries", "added", "taken back", "minor units"):
+    for title in ("entries", "added", "taken back", "money"):
         table.add_column(title, justify="right")
     for line in plan.lines:
-        price = prices.get(line.event_name)
-        money = f"{amount(_net(line) * price.minor_units)} {price.currency}" if price else "?"
+        money = _money(line, prices)
         counts = (f"{line.entries:,}", f"{line.units_added:,}", f"{line.units_taken_back:,}")
         table.add_row(line.organization_id, line.meter, _hours(line), *counts, money)
     # In a file or a pipe a line is as long as it has to be.
@@ -105,6 +102,12 @@ def _print_lines(plan: Plan, prices: Mapping[str, UnitPrice | None]) -> None:
 def _hours(line: PlannedLine) -> str:
     first, last = (f"{at:%Y-%m-%d %H}h" for at in (line.first_hour_at, line.last_hour_at))
     return first if first == last else f"{first} to {last}"
+
+
+def _money(found: PlannedLine | PlannedMeter, prices: Mapping[str, UnitPrice | None]) -> str:
+    """In the currency's minor unit, as Stripe's prices are."""
+    price = prices.get(found.event_name)
+    return f"{amount(_net(found) * price.minor_units)} minor units of {price.currency}" if price else "price unknown"
 
 
 def _net(found: PlannedLine | PlannedMeter) -> int:

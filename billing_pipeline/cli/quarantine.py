@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from billing_pipeline.cli.hints import amount, as_typed, own_name
-from billing_pipeline.cli.money import prices_of
 from billing_pipeline.cli.usage import open_ledger
 
 if TYPE_CHECKING:
@@ -39,13 +38,14 @@ def list_command(
 
     Works while Stripe does not answer; then the money is unknown.
     """
+    from billing_pipeline.stripe_api.prices import prices_or_why_not
     from billing_pipeline.usage.quarantine import dismissed_rows, waiting_rows
 
     with open_ledger() as flow:
         groups = waiting_rows(flow.connection, now=flow.clock(), limit=limit, reason=reason, organization=organization)
         dismissed = dismissed_rows(flow.connection)
-        names = {units.event_name for group in groups for units in group.units if units.event_name}
-        prices, why_not = prices_of(flow.settings, names)
+        names = [units.event_name for group in groups for units in group.units if units.event_name]
+        prices, why_not = prices_or_why_not(flow.settings, names)
     if as_json:
         typer.echo(json.dumps(_as_json(groups, dismissed, prices) | {"no_prices_because": why_not or None}, indent=2))
         return

@@ -79,7 +79,7 @@ PROBES: dict[str, Probe] = {
             "billable_events",
             "Every setting can be read and is right.",
             "A value is missing or malformed, or two contradict each other.",
-            "Correct what is named, in the environment or in .env; `billing-pipeline config show` says where each comes from.",
+            "Correct what is named; `billing-pipeline config show` says where each value comes from.",
         ),
         Probe(
             "level",

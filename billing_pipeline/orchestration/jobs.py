@@ -4,9 +4,12 @@ A flush follows the ledger's state, never "its hour": a missed tick is not caugh
 that is left.
 """
 
+from typing import Any
+
 import dagster as dg
 
 from billing_pipeline.orchestration.contract_checks import usage_volume
+from billing_pipeline.orchestration.explain_job import explain_usage
 from billing_pipeline.orchestration.preflight_checks import preflight_checks
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS, USAGE_FLUSH, billable_events
 
@@ -58,5 +61,5 @@ def daily_preflight(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
 
 
-JOBS = [usage_flush, validate_contract, preflight]
+JOBS: list[Any] = [usage_flush, validate_contract, preflight, explain_usage]
 SCHEDULES = [hourly_usage_flush, daily_preflight]

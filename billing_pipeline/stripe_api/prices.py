@@ -7,15 +7,36 @@ quantity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 import stripe
 
 from billing_pipeline.domain.prices import UnitPrice
+from billing_pipeline.errors import BillingError
 from billing_pipeline.settings import Settings
-from billing_pipeline.stripe_api.client import translated_errors
+from billing_pipeline.stripe_api.catalogue import read_meters
+from billing_pipeline.stripe_api.client import make_client, translated_errors
+
+PRICE_SECONDS_MAX = 5
+"""How long a person who asks waits for Stripe: without the prices there is still everything else to tell."""
+
+
+def prices_or_why_not(settings: Settings, event_names: Iterable[str]) -> tuple[Mapping[str, UnitPrice | None], str]:
+    """By event name what a unit costs, and, where Stripe did not say, why not."""
+    names = sorted(set(event_names))
+    if not names:
+        return {}, ""
+    quick = settings.model_copy(
+        update={"stripe_timeout_seconds": min(PRICE_SECONDS_MAX, settings.stripe_timeout_seconds)}
+    )
+    try:
+        client = make_client(quick)
+        meters = read_meters(client, quick)
+        return unit_prices(client, quick, {name: meters[name].meter_id for name in names if name in meters}), ""
+    except BillingError as exc:
+        return {}, str(exc)
 
 
 @dataclass(frozen=True, slots=True)

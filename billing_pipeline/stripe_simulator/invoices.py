@@ -6,6 +6,7 @@ nothing.  Nothing is stored: an invoice is a view of subscription, prices and me
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -29,7 +30,7 @@ def preview_invoice(state: State, call: Call) -> Body:
         raise forbidden("A canceled subscription has no upcoming invoice.", param="subscription")
     subscription = with_periods(stored, call.epoch)
     id = f"upcoming_in_{state.digest('invoice', subscription['id'], call.epoch)}"
-    lines = [_line(state, call, id, subscription, item) for item in subscription["items"]["data"]]
+    lines = [invoice_line(state, call.now, id, subscription, item) for item in subscription["items"]["data"]]
     total = sum(line["amount"] for line in lines)
     return {
         "id": id,
@@ -55,10 +56,11 @@ def preview_invoice(state: State, call: Call) -> Body:
     }
 
 
-def _line(state: State, call: Call, invoice: str, subscription: Body, item: Body) -> Body:
+def invoice_line(state: State, now: datetime, invoice: str, subscription: Body, item: Body) -> Body:
+    """What an item comes to in its period, as far as the summaries show it at `now`."""
     price, start, end = item["price"], item["current_period_start"], item["current_period_end"]
     customer = subscription["customer"]
-    quantity = item["quantity"] if "quantity" in item else _used(state, call, customer, price, start, end)
+    quantity = item["quantity"] if "quantity" in item else _used(state, now, customer, price, start, end)
     amount = int((Decimal(price["unit_amount_decimal"]) * quantity).quantize(Decimal(1), ROUND_HALF_UP))
     parent: dict[str, Any] = {
         "invoice_item": None,
@@ -88,9 +90,9 @@ def _line(state: State, call: Call, invoice: str, subscription: Body, item: Body
     }
 
 
-def _used(state: State, call: Call, customer: str, price: Body, start: int, end: int) -> int:
+def _used(state: State, now: datetime, customer: str, price: Body, start: int, end: int) -> int:
     meter = find_meter(state, price["recurring"]["meter"])
     # The index knows whole minutes; of those that hold the period's edges, only events inside it count.
-    seen = state.meter_events.visible(meter["id"], customer, start, end + MINUTE, call.now)
+    seen = state.meter_events.visible(meter["id"], customer, start, end + MINUTE, now)
     events = [event for event in seen if start <= event.timestamp < end]
     return max(int(aggregate(meter, events)), 0) if events else 0

@@ -14,6 +14,7 @@ from billing_pipeline.stripe_simulator import (
     invoices,
     meter_events,
     meters,
+    period_invoices,
     stream,
     subscriptions,
     summaries,
@@ -55,6 +56,9 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("DELETE", "/v1/subscriptions/{id}"): subscriptions.cancel_subscription,
     ("GET", "/v1/subscription_items"): subscriptions.list_subscription_items,
     ("POST", "/v1/invoices/create_preview"): invoices.preview_invoice,
+    ("GET", "/v1/invoices"): period_invoices.list_invoices,
+    ("GET", "/v1/invoices/{id}"): period_invoices.retrieve_invoice,
+    ("GET", "/v1/invoices/{id}/lines"): period_invoices.list_invoice_lines,
 }
 
 

@@ -357,7 +357,7 @@ def flush(
     attempts: int = 1,
     cut: Callable[[], CutReport] | None = None,
     on_progress: Callable[[int], None] = lambda sent: None,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[int], None] = time.sleep,
 ) -> FlushReport:
     """Run every stage once, in order, but submit up to `attempts` times while Stripe leaves anything unanswered.
 

@@ -20,11 +20,12 @@ ATTEMPTS = 3
 """Sends of one entry in one flush of the schedule (requirement: in-process backoff retries, three attempts)."""
 PAUSES_SECONDS = (15, 60)
 """Before the second and the third; longer than an entry waits after as many attempts (`entries.retry_delay`)."""
-JITTER = 0.25
+JITTER_PART = 4
+"""So much of a pause is added at random at most, lest all that failed together come back together."""
 
 
 def submit_until_answered(
-    submit: Callable[[], SubmitReport], *, attempts: int = ATTEMPTS, sleep: Callable[[float], None] = time.sleep
+    submit: Callable[[], SubmitReport], *, attempts: int = ATTEMPTS, sleep: Callable[[int], None] = time.sleep
 ) -> SubmitReport:
     """Submit up to `attempts` times, until Stripe has answered everything; the counts of all of them.
 
@@ -34,7 +35,8 @@ def submit_until_answered(
     for number in range(1, attempts):
         if not report.unanswered:
             break
-        pause = PAUSES_SECONDS[min(number, len(PAUSES_SECONDS)) - 1] * random.uniform(1, 1 + JITTER)
+        pause = PAUSES_SECONDS[min(number, len(PAUSES_SECONDS)) - 1]
+        pause += random.randint(0, pause // JITTER_PART)
         milestones.info(
             "Stripe did not answer for %d entries; sent again in %d s", report.unanswered, pause,
             extra={"action": "flush_retried", "unanswered": report.unanswered, "attempt": number + 1},

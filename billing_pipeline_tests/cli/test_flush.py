@@ -22,7 +22,7 @@ ACCOUNT = "acct_1LiveOfTheTests"
 LIVE_KEY = "sk_live_0123456789abcdef"
 # The simulator takes no live key, so whose it is comes from here; whatever goes further meets its refusal.
 WHOSE = f"import billing_pipeline.stripe_api.client as c; c.read_account = lambda *_: c.Account('{ACCOUNT}', None)"
-QUICK = "import billing_pipeline.usage.resubmit as r; r.PAUSES_SECONDS = (5.1, 10.1)"
+QUICK = "import billing_pipeline.usage.resubmit as r; r.PAUSES_SECONDS = (6, 11); r.JITTER_PART = 100"
 SENDERS = [
     ["flush-now"],
     ["flush-hourly"],

@@ -47,7 +47,7 @@ def test_a_plan_is_shown_with_its_money_and_kept_by_the_flush(stack, simulator):
     code, out, err = billing_pipeline("plan", **stack)
 
     assert (code, err) == (0, "")
-    assert re.search(rf"acme +prompt_tokens +{AT:%Y-%m-%d %H}h +1 +4,200 +0 +1,050 usd", out)
+    assert re.search(rf"acme +prompt_tokens +{AT:%Y-%m-%d %H}h +1 +4,200 +0 +1,050 minor units of usd", out)
     assert "prompt_tokens: 1 entries, +4,200 -0 units, 1,050 minor units of usd" in out
     [plan_hash] = re.findall(r"^Plan ([0-9a-f]{16})$", out, re.MULTILINE)
     assert f"billing-pipeline flush-now --plan {plan_hash}`" in out
@@ -73,7 +73,7 @@ def test_a_plan_that_no_longer_holds_is_refused_with_what_changed(stack, simulat
     assert (code, out) == (3, "")
     assert re.match(
         rf"error: The plan {told['plan_hash']} of .* UTC no longer holds: prompt_tokens 1 entries, \+4,200 -0 units "
-        r"then, 2 entries, \+4,205 -0 units now\. Nothing was cut or sent\. Make a new one: `.*billing-pipeline plan`\.\n",
+        r"then, 2 entries, \+4,205 -0 units now\. Nothing was cut or sent\. Make a new one: `.*pipeline plan`\.\n",
         err,
     )
     assert counted_by_stripe(simulator) == {}

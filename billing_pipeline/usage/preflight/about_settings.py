@@ -9,8 +9,9 @@ from billing_pipeline.database.connection import describe
 from billing_pipeline.database.primary import require_primary
 from billing_pipeline.database.schema_version import known_revisions, missing_revisions
 from billing_pipeline.domain.probes import Finding, fails, passes, warns
+from billing_pipeline.domain.redaction import mask
 from billing_pipeline.errors import DatabaseUnavailable
-from billing_pipeline.settings import Level, mask
+from billing_pipeline.settings import Level
 from billing_pipeline.usage.gate import durability_faults
 from billing_pipeline.usage.preflight.site import Site
 from billing_pipeline.usage.table_contract import require_known_event_types

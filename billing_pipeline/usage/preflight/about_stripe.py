@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.domain.probes import Finding, fails, passes, warns
+from billing_pipeline.domain.redaction import mask
 from billing_pipeline.domain.windows import HOUR, minute_of
-from billing_pipeline.settings import mask
 from billing_pipeline.stripe_api import catalogue as at_stripe
 from billing_pipeline.stripe_api.client import read_account
 from billing_pipeline.stripe_api.prices import meter_prices
