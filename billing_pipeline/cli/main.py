@@ -19,6 +19,7 @@ from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.cli.plan import plan_command
 from billing_pipeline.cli.preflight import preflight_command
 from billing_pipeline.cli.rebill import rebill_command
+from billing_pipeline.cli.smoke import smoke_command
 from billing_pipeline.cli.validate_contract import validate_contract_command
 from billing_pipeline.errors import BillingError, told
 
@@ -35,6 +36,7 @@ app.add_typer(usage.app)
 app.command("plan")(plan_command)
 app.add_typer(flush.app)
 app.command("preflight")(preflight_command)
+app.command("smoke-org")(smoke_command)
 app.command("validate-contract")(validate_contract_command)
 app.command("rebill")(rebill_command)
 app.command("explain")(explain_command)

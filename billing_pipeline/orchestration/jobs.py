@@ -11,6 +11,7 @@ import dagster as dg
 from billing_pipeline.orchestration.contract_checks import usage_volume
 from billing_pipeline.orchestration.explain_job import explain_usage
 from billing_pipeline.orchestration.preflight_checks import preflight_checks
+from billing_pipeline.orchestration.smoke_job import smoke_organization
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS, USAGE_FLUSH, billable_events
 
 # Standing apart from the assets' checks would let a hand-started run skip them; an asset job carries its checks along.
@@ -61,5 +62,5 @@ def daily_preflight(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
 
 
-JOBS: list[Any] = [usage_flush, validate_contract, preflight, explain_usage]
+JOBS: list[Any] = [usage_flush, validate_contract, preflight, smoke_organization, explain_usage]
 SCHEDULES = [hourly_usage_flush, daily_preflight]

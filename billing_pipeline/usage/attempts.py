@@ -49,9 +49,11 @@ def claim(
     limit: int,
     now: datetime,
     boot_now: int,
+    organization_id: str | None = None,
 ) -> Claim:
     """Claim up to `limit` due entries, those with the earliest deadline first; an empty claim when none is due.
 
+    Of one organization, where it is named.
     `boot_now` is `boot_nanoseconds()` from before `now` was read: a worker that is paused in between then has less time
     to send than the ledger gives it, never more.
     """
@@ -60,6 +62,7 @@ def claim(
         "now": now,
         "entry_lease": times.entry_lease,
         "limit": limit,
+        "organization_id": organization_id,
         "safe_send": times.safe_send,
         "past_max": times.past_max,
         "lock_key": lease.lock_key,

@@ -81,6 +81,7 @@ class _Rules:
     past_max: timedelta
     hour_max: Mapping[str, int]
     now: datetime
+    organization_id: str | None
 
 
 def cut(
@@ -91,13 +92,15 @@ def cut(
     past_max: timedelta,
     hour_max: Mapping[str, int],
     clock: Callable[[], datetime],
+    organization_id: str | None = None,
 ) -> CutReport:
     """Cut every window that ended before `closed_before`, in batches of one transaction each.
 
+    Of one organization, where it is named.
     `hour_max` are the brakes of the meters that have one, in Stripe units by event name.
     """
     now = clock()
-    rules = _Rules(identity, closed_before, past_max, hour_max, now)
+    rules = _Rules(identity, closed_before, past_max, hour_max, now, organization_id)
     report, waited = _cut_due(connection, rules, CutReport())
     if waited:
         # What they waited for is taken back by now, or waits itself for an answer or a person.
@@ -129,6 +132,7 @@ def _cut_next(
         {
             "now": rules.now,
             "closed_before": rules.closed_before,
+            "organization_id": rules.organization_id,
             "after_ends_at": after[0],
             "after_window_id": after[1],
             "limit": BATCH_SIZE,

@@ -187,15 +187,15 @@ class UsageFlow:
         """The contract's rules about volume and units, asked of what stage 2 left."""
         return volume_faults(self.meter_volumes(), self.settings.volume_factors)
 
-    def cut(self) -> CutReport:
-        """Stage 3, behind the gate; cuts nothing while billing is off.
+    def cut(self, organization_id: str | None = None) -> CutReport:
+        """Stage 3, behind the gate; cuts nothing while billing is off.  Of one organization, where it is named.
 
         Only here amounts become final, so only here the volume is asked about: after aggregation, unlike the rest of
         the contract.
         """
         if self.settings.level is Level.OFF:
             return CutReport()
-        return self.cut_closed(self.identity_to_cut())
+        return self.cut_closed(self.identity_to_cut(), organization_id=organization_id)
 
     def identity_to_cut(self) -> gate.Identity:
         """The ledger's identity, if a cut may follow: under the lease, behind the gate, with steady volume."""
@@ -209,19 +209,24 @@ class UsageFlow:
         """Windows that ended by then are closed: their stragglers had their grace."""
         return self.clock() - timedelta(seconds=self.settings.billing_window_grace_seconds)
 
-    def cut_closed(self, identity: gate.Identity, *, closed_before: datetime | None = None) -> CutReport:
+    def cut_closed(
+        self, identity: gate.Identity, *, closed_before: datetime | None = None, organization_id: str | None = None
+    ) -> CutReport:
         """Stage 3 itself, for whoever passed the gate; of the windows closed by now, or by an earlier time."""
         return cut(
             self.connection,
             identity=identity,
             closed_before=closed_before or self.closed_before(),
+            organization_id=organization_id,
             past_max=self.settings.protocol_times.past_max,
             hour_max={meter.event_name: meter.hour_max for meter in self.catalogue.meters if meter.hour_max},
             clock=self.clock,
         )
 
-    def submit(self, on_progress: Callable[[int], None] = lambda sent: None) -> SubmitReport:
-        """Stage 4, behind the gate; sends nothing unless billing is live."""
+    def submit(
+        self, on_progress: Callable[[int], None] = lambda sent: None, *, organization_id: str | None = None
+    ) -> SubmitReport:
+        """Stage 4, behind the gate; sends nothing unless billing is live.  Of one organization, where it is named."""
         lease = self.take_lease()
         if self.settings.level is not Level.LIVE:
             return SubmitReport()
@@ -240,6 +245,7 @@ class UsageFlow:
             canary_customer=canary_customer(self.stripe, self.settings),
             event_names=tuple(meter.event_name for meter in self.catalogue.meters),
             batch_size=batch_size(self.settings.meter_events_per_second),
+            organization_id=organization_id,
         )
         report = submit(self.connection, self.new_sink(), context, clock=self.clock, on_progress=on_progress)
         if report.attempts == 0 and unproved_without_canary(

@@ -82,6 +82,8 @@ class SubmitContext:
     """None: no canaries, because setup has not made their customer yet."""
     event_names: tuple[str, ...]
     batch_size: int = BATCH_SIZE_MAX
+    organization_id: str | None = None
+    """Whose entries alone are sent; None: everybody's."""
 
 
 def submit(
@@ -239,6 +241,7 @@ class _Run:
             self._lease,
             self._context.times,
             limit=self._context.batch_size,
+            organization_id=self._context.organization_id,
             now=now,
             boot_now=boot_now,
         )

@@ -7,6 +7,7 @@ SELECT window_id, ends_at
    AND sealed_at IS NULL
    AND (cut_after IS NULL OR cut_after <= %(now)s)
    AND ends_at <= %(closed_before)s
+   AND (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
    AND (ends_at, window_id) > (%(after_ends_at)s, %(after_window_id)s)
  ORDER BY ends_at, window_id
  LIMIT %(limit)s

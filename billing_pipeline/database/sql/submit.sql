@@ -29,6 +29,9 @@ WITH due AS (
        -- Stripe forgets identifiers after at least 24 hours: past the safe time only evidence may decide.
        AND (e.first_attempt_at IS NULL OR e.first_attempt_at > %(now)s - %(safe_send)s)
        AND e.slot_at > %(now)s - %(past_max)s
+       AND (%(organization_id)s::text IS NULL
+            OR EXISTS (SELECT FROM usage_windows w
+                        WHERE w.window_id = e.window_id AND w.organization_id = %(organization_id)s))
      ORDER BY o.send_by, o.entry_id
      LIMIT %(limit)s
        FOR NO KEY UPDATE OF e SKIP LOCKED
