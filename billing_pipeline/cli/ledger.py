@@ -5,6 +5,7 @@ Recovery takes two persons: one adopts what Stripe shows, another releases.  Eve
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,9 @@ LABELS = {
     "entries_ambiguous": "entries sent with unknown outcome",
     "oldest_ambiguous": "age of the oldest of them",
     "units_unconfirmed": "units accepted and not shown by Stripe yet",
+    "oldest_unconfirmed": "age of the oldest of them",
     "events_quarantined": "billable events in quarantine",
+    "time_to_confirmed": "from sending to proof, the median of the latest",
 }
 
 
@@ -57,11 +60,12 @@ def status() -> None:
     from billing_pipeline.reconciliation.expiry import usage_about_to_expire
     from billing_pipeline.usage.gate import Identity
     from billing_pipeline.usage.hold import held_windows
+    from billing_pipeline.usage.money import money_at_risk
     from billing_pipeline.usage.seal import owed_after_seal
 
     with open_ledger(only_reads=True) as flow:
         identities = queries.fetch(flow.connection, "read_identity", Identity)
-        owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]
+        owed = asdict(money_at_risk(flow.connection, now=flow.clock()))
         times = flow.settings.protocol_times
         expiring = usage_about_to_expire(flow.connection, times, now=flow.clock())
         canaries = queries.fetch_dicts(flow.connection, "canary_lag")

@@ -1,9 +1,17 @@
 """Asset checks of the usage flow behind the contract: the ledger's invariants, and the reconciliation at the end."""
 
+from datetime import timedelta
+
 import dagster as dg
 
 from billing_pipeline.orchestration.contract_checks import data_contract, usage_volume
-from billing_pipeline.orchestration.metadata import difference_text, expiring_table, violation_table
+from billing_pipeline.orchestration.metadata import (
+    difference_text,
+    expiring_table,
+    failing_table,
+    money_metadata,
+    violation_table,
+)
 from billing_pipeline.orchestration.preflight_checks import preflight_checks
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import (
@@ -15,6 +23,10 @@ from billing_pipeline.reconciliation.expiry import usage_about_to_expire
 from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.usage.gate import durability_faults
+from billing_pipeline.usage.money import failing_entries, money_at_risk
+
+DOUBT_SLACK = timedelta(hours=6)
+"""Beyond what the protocol needs: an outage, and hours in which nobody flushed."""
 
 
 @dg.asset_check(asset=usage_reconciliation)
@@ -70,6 +82,43 @@ def usage_is_sent_in_time(billing: BillingResource) -> dg.AssetCheckResult:
     )
 
 
+@dg.asset_check(asset=meter_events)
+def meter_events_get_through(billing: BillingResource) -> dg.AssetCheckResult:
+    """No entry was sent three times without certainty; the log has each send under the same identifier."""
+    with billing.usage_flow() as flow:
+        found = failing_entries(flow.connection)
+    return dg.AssetCheckResult(
+        passed=not found,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{found[0].organization_id}: {found[0].last_error}" if found else None,
+        metadata={
+            "entries": len(found),
+            "failing": failing_table(found),
+            "do_next": "Nothing is billed twice. The log has `Stripe meter event submit failed` with the identifier; "
+            "`billing-pipeline explain --identifier IDENTIFIER` tells every attempt.",
+        },
+    )
+
+
+@dg.asset_check(asset=meter_event_confirmations)
+def doubt_is_settled_in_time(billing: BillingResource) -> dg.AssetCheckResult:
+    """Nothing is in doubt, or accepted and unproved, for longer than the protocol takes."""
+    with billing.usage_flow() as flow:
+        found = money_at_risk(flow.connection, now=flow.clock())
+        settled_after = flow.settings.protocol_times.safe_send + flow.settings.protocol_times.absence_after
+    oldest = max(found.oldest_ambiguous or timedelta(0), found.oldest_unconfirmed or timedelta(0))
+    late = oldest > settled_after + DOUBT_SLACK
+    return dg.AssetCheckResult(
+        passed=not late,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"the oldest is {oldest} old, and {settled_after} decide" if late else None,
+        metadata=money_metadata(found)
+        | {
+            "do_next": "`billing-pipeline ledger status` shows canaries and holds; `billing-pipeline confirm` asks now."
+        },
+    )
+
+
 USAGE_CHECKS = [
     data_contract,
     usage_volume,
@@ -77,5 +126,7 @@ USAGE_CHECKS = [
     ledger_invariants_hold,
     source_ledger_and_stripe_agree,
     usage_is_sent_in_time,
+    meter_events_get_through,
+    doubt_is_settled_in_time,
     preflight_checks,
 ]

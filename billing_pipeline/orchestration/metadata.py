@@ -4,7 +4,10 @@ Used by assets and checks; nothing here reads the database.
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import dagster as dg
 
@@ -13,6 +16,7 @@ from billing_pipeline.reconciliation.completeness import RowAccount
 from billing_pipeline.reconciliation.expiry import Expiring
 from billing_pipeline.reconciliation.invariants import Violation
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
+from billing_pipeline.usage.money import FailingEntry, MoneyAtRisk
 
 ROWS_MAX = 100
 """A metadata table is stored in Dagster's event log and loaded whole by the UI."""
@@ -129,3 +133,34 @@ def _units(units: Decimal) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= CELL_MAX else f"{text[:CELL_MAX]}…"
+
+
+def money_metadata(found: MoneyAtRisk) -> dict[str, Any]:
+    """One entry per number, so that each has its own line and, where it counts, its own plot."""
+    return {name: _number(value) for name, value in asdict(found).items()}
+
+
+def failing_table(found: list[FailingEntry]) -> dg.MetadataValue[Any]:
+    """Entries that were sent again and again, with what the log calls them."""
+    rows = [
+        dg.TableRecord(
+            {
+                "organization_id": entry.organization_id,
+                "identifier": entry.identifier,
+                "sends": entry.sends,
+                "since": f"{entry.first_attempt_at:%Y-%m-%d %H:%M} UTC",
+                "last_error": entry.last_error,
+            }
+        )
+        for entry in found
+    ]
+    return dg.MetadataValue.table(rows) if rows else dg.MetadataValue.text("none")
+
+
+def _number(value: int | Decimal | timedelta | None) -> dg.MetadataValue[Any]:
+    if value is None:
+        return dg.MetadataValue.text("-")
+    if isinstance(value, timedelta):
+        return dg.MetadataValue.text(str(value))
+    # Dagster plots integers; whole units are almost always some.
+    return dg.MetadataValue.int(int(value)) if value == int(value) else dg.MetadataValue.text(str(value))

@@ -12,7 +12,13 @@ import dagster as dg
 
 from billing_pipeline.domain.contract_rules import Fault
 from billing_pipeline.domain.volume import MeterVolume
-from billing_pipeline.orchestration.metadata import fault_table, quarantine_table, rows_table, sides_table
+from billing_pipeline.orchestration.metadata import (
+    fault_table,
+    money_metadata,
+    quarantine_table,
+    rows_table,
+    sides_table,
+)
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.volume_plot import volume_plots
 from billing_pipeline.reconciliation.completeness import RowAccount, account_for_rows
@@ -23,6 +29,7 @@ from billing_pipeline.usage.contract import ContractReport, rows_in_quarantine
 from billing_pipeline.usage.cut import CutReport
 from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
+from billing_pipeline.usage.money import MoneyAtRisk
 from billing_pipeline.usage.periods import PeriodsReport
 from billing_pipeline.usage.resubmit import submit_until_answered
 from billing_pipeline.usage.submit import SubmitReport
@@ -139,12 +146,13 @@ def meter_events(context: dg.AssetExecutionContext, billing: BillingResource) ->
 def meter_event_confirmations(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Entries settled by Stripe's own summaries: shown with exactly their value, or provably not counted."""
 
-    def describe(report: ConfirmReport) -> dict[str, Any]:
-        return asdict(report)
+    def describe(found: tuple[ConfirmReport, MoneyAtRisk]) -> dict[str, Any]:
+        report, money = found
+        return asdict(report) | money_metadata(money)
 
-    def stage(flow: UsageFlow) -> ConfirmReport:
+    def stage(flow: UsageFlow) -> tuple[ConfirmReport, MoneyAtRisk]:
         flow.apply_error_reports()
-        return flow.confirm()
+        return flow.confirm(), flow.tell_money()
 
     return run_stage(context, billing, stage, describe)
 

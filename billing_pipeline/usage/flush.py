@@ -47,6 +47,7 @@ from billing_pipeline.usage.cut import CutReport, cut
 from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_reports, read_since
 from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
+from billing_pipeline.usage.money import MoneyAtRisk, log_money_at_risk, money_at_risk
 from billing_pipeline.usage.periods import PeriodsReport, sync_periods
 from billing_pipeline.usage.resubmit import submit_until_answered
 from billing_pipeline.usage.send import MeterSink
@@ -66,6 +67,7 @@ class FlushReport:
     cut: CutReport
     submit: SubmitReport
     confirm: ConfirmReport
+    money: MoneyAtRisk
 
 
 class UsageFlow:
@@ -293,6 +295,12 @@ class UsageFlow:
             clock=self.clock,
         )
 
+    def tell_money(self) -> MoneyAtRisk:
+        """What is not proved after this flush, told in the log as well."""
+        found = money_at_risk(self.connection, now=self.clock())
+        log_money_at_risk(found)
+        return found
+
     def pass_gate(self, *, contract: bool = True) -> gate.Identity:
         """The identity, if everything that must hold before sending holds.  Raises `GateClosed`."""
         account = read_account(self.stripe, self.settings)
@@ -380,6 +388,8 @@ def flush(
         cut_report = cut() if cut else flow.cut()
         submit_report = submit_until_answered(lambda: flow.submit(on_progress), attempts=attempts, sleep=sleep)
         flow.apply_error_reports()
-        return FlushReport(contract, periods, aggregation, volume, cut_report, submit_report, flow.confirm())
+        confirmed = flow.confirm()
+        money = flow.tell_money()
+        return FlushReport(contract, periods, aggregation, volume, cut_report, submit_report, confirmed, money)
     finally:
         flow.give_lease_back()

@@ -21,10 +21,36 @@ SELECT (SELECT coalesce(sum(target), 0) FROM usage_windows WHERE stripe_customer
        count(*) FILTER (WHERE state = 'ambiguous') AS entries_ambiguous,
        date_trunc('second', %(now)s - min(first_attempt_at) FILTER (WHERE state = 'ambiguous')) AS oldest_ambiguous,
        coalesce(sum(value) FILTER (WHERE state = 'accepted'), 0) AS units_unconfirmed,
+       date_trunc('second', %(now)s - min(first_attempt_at) FILTER (WHERE state = 'accepted')) AS oldest_unconfirmed,
        (SELECT count(*) FROM quarantined_events
          WHERE mended_at IS NULL AND dismissed_at IS NULL) AS events_quarantined
   FROM ledger_entries
  WHERE NOT settled OR hold_reason IS NOT NULL;
+
+-- name: time_to_confirmed
+-- From the first send to the proof, of the latest proofs: by their number, because only that has an index.
+SELECT date_trunc('second', percentile_disc(0.5) WITHIN GROUP (ORDER BY v.observed_at - e.first_attempt_at))
+       AS time_to_confirmed
+  FROM (SELECT entry_id, observed_at
+          FROM evidence
+         WHERE kind = 'summary_present'
+         ORDER BY evidence_id DESC
+         LIMIT %(looked_at)s) v
+  JOIN ledger_entries e USING (entry_id)
+ WHERE e.first_attempt_at IS NOT NULL;
+
+-- name: failing_entries
+-- The fence counts the claims of an entry, each of which is one attempt.
+SELECT w.organization_id, e.identifier, e.fence::bigint AS sends, e.first_attempt_at,
+       coalesce(a.error_code, a.outcome, 'no answer') AS last_error
+  FROM open_entries o
+  JOIN ledger_entries e USING (entry_id)
+  JOIN usage_windows w ON w.window_id = e.window_id
+ CROSS JOIN LATERAL (
+       SELECT error_code, outcome FROM attempts WHERE entry_id = e.entry_id ORDER BY fence DESC LIMIT 1) a
+ WHERE e.fence >= %(sends)s AND e.first_attempt_at IS NOT NULL AND e.hold_reason IS NULL
+ ORDER BY e.first_attempt_at, e.entry_id
+ LIMIT %(limit)s;
 
 -- name: usage_about_to_expire
 -- Usage so old that Stripe soon refuses it, and not known to be sent: owed by its window, or in an open entry of it.
