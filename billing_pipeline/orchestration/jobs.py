@@ -8,11 +8,14 @@ from typing import Any
 
 import dagster as dg
 
+from billing_pipeline.errors import SettingsError
 from billing_pipeline.orchestration.contract_checks import usage_volume
 from billing_pipeline.orchestration.explain_job import explain_usage
+from billing_pipeline.orchestration.launch import QUEUE_TAG
 from billing_pipeline.orchestration.preflight_checks import preflight_checks
 from billing_pipeline.orchestration.smoke_job import smoke_organization
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS, USAGE_FLUSH, billable_events
+from billing_pipeline.settings import load_settings
 
 # Standing apart from the assets' checks would let a hand-started run skip them; an asset job carries its checks along.
 # Not the preflight's: the gate repeats what of it must hold, and its requests to Stripe once a day are enough.
@@ -48,7 +51,15 @@ preflight = dg.define_asset_job(
 )
 def hourly_usage_flush(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
+    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat(), tags=_queue_tag())
+
+
+def _queue_tag() -> dict[str, str]:
+    try:
+        return {QUEUE_TAG: load_settings().stripe_billing_queue}
+    except SettingsError:
+        # A tick that fails starts nothing and is seen by few; the run says what is wrong with the settings.
+        return {}
 
 
 @dg.schedule(

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from billing_pipeline.cli.local_stack import listens
 from billing_pipeline.cli.state_lock import is_held
 from billing_pipeline.database.connection import connect
+from billing_pipeline.orchestration.dagster_probes import state_at
 from billing_pipeline_tests.cli.command import billing_pipeline, start
 from billing_pipeline_tests.fix_postgres import drop_database
 
@@ -26,7 +28,8 @@ import dagster
 def one() -> int:
     return 1
 
-defs = dagster.Definitions(assets=[one], executor=dagster.in_process_executor)
+usage_flush = dagster.define_asset_job("usage_flush", selection=[one])
+defs = dagster.Definitions(assets=[one], jobs=[usage_flush], executor=dagster.in_process_executor)
 """
 
 
@@ -76,6 +79,24 @@ def running(stack):
     process.communicate()
 
 
+def ask(port: int, question: str) -> dict:
+    """What Dagster's webserver answers to a GraphQL question."""
+    body = json.dumps({"query": question}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql", data=body, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)["data"]
+
+
+def wait_for_daemons(port: int) -> None:
+    """Their first heartbeat comes some seconds after `up` is ready."""
+    deadline = time.monotonic() + 60
+    while any(daemon.required and not daemon.healthy for daemon in state_at(port).daemons):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
 def left(family: list[psutil.Process]) -> list[str]:
     return [" ".join(member.cmdline()) for member in family if member.is_running()]
 
@@ -99,6 +120,23 @@ def test_up_serves_dagster_and_stripe_and_ctrl_c_leaves_nothing(stack, running):
     assert not listens(stack["DAGSTER_PORT"])
     assert not listens(stack["SIMULATOR_PORT"])
     assert not is_held(stack["folder"] / "state")
+
+
+@pytest.mark.slow
+def test_a_flush_is_queued_in_the_running_dagster_and_runs_there(stack, running):
+    wait_for_daemons(stack["DAGSTER_PORT"])
+
+    code, out, err = billing_pipeline("enqueue-hourly", "--json", **stack, STRIPE_BILLING_QUEUE="billing")
+
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["page"] == f"http://127.0.0.1:{stack['DAGSTER_PORT']}/runs/{told['run_id']}"
+    question = f'{{ runOrError(runId: "{told["run_id"]}") {{ ... on Run {{ status tags {{ key value }} }} }} }}'
+    deadline = time.monotonic() + 120
+    while (run := ask(stack["DAGSTER_PORT"], question)["runOrError"])["status"] != "SUCCESS":
+        assert time.monotonic() < deadline, run
+        time.sleep(0.5)
+    assert {"key": "billing/queue", "value": "billing"} in run["tags"]
 
 
 @pytest.mark.slow

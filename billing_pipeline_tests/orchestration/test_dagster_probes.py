@@ -21,6 +21,7 @@ from billing_pipeline.orchestration.dagster_probes import LOCATION, SCHEDULE, da
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.preflight.ask import ASKS, ask
 from billing_pipeline.usage.preflight.site import Site
+from billing_pipeline_tests.cli.command import billing_pipeline
 
 NAMES = {name for name in PROBES if name.startswith("dagster")}
 
@@ -111,6 +112,17 @@ def test_a_workspace_without_our_location_is_told(tmp_path):
         found = asked(port)["dagster_location"]
 
     assert found == ("fail", "it is not among those of the workspace (another)")
+
+
+@pytest.mark.slow
+def test_a_flush_is_not_queued_where_no_daemon_would_start_it(tmp_path):
+    with webserver(tmp_path, "billing_pipeline.definitions") as (port, instance, _):
+        code, out, err = billing_pipeline("enqueue-hourly", folder=tmp_path, DAGSTER_PORT=port, BILLING_MODE="shadow")
+
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: Dagster on port {port} runs without its daemon (")
+        assert "Nothing was queued" in err
+        assert instance.get_runs_count() == 0
 
 
 def test_a_dagster_that_is_not_there_is_told_and_the_rest_is_skipped():

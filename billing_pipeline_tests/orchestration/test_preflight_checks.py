@@ -160,7 +160,7 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
     repository = defs.get_repository_def()
 
     jobs = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert jobs == {"usage_flush", "validate_contract", "preflight"}
+    assert jobs == {"usage_flush", "validate_contract", "preflight", "smoke_organization", "explain_usage"}
     assert {
         schedule.name: (schedule.job_name, schedule.cron_schedule, schedule.default_status.value)
         for schedule in repository.schedule_defs
@@ -173,3 +173,27 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
         dg.build_schedule_context(scheduled_execution_time=at)
     )
     assert [request.run_key for request in tick.run_requests] == [at.isoformat()]
+
+
+@pytest.mark.parametrize(
+    ("given", "tags"),
+    [({}, {"billing/queue": "default"}), ({"STRIPE_BILLING_QUEUE": "money"}, {"billing/queue": "money"})],
+)
+def test_the_hourly_run_carries_the_name_of_its_queue(monkeypatch, given, tags):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    at = datetime(2026, 3, 10, 5, 13, tzinfo=UTC)
+    schedule = defs.get_repository_def().get_schedule_def("hourly_usage_flush")
+
+    [request] = schedule.evaluate_tick(dg.build_schedule_context(scheduled_execution_time=at)).run_requests
+
+    assert request.run_key == at.isoformat()
+    assert tags.items() <= request.tags.items()
+
+
+def test_the_hourly_run_starts_whatever_the_settings_are_and_says_itself_what_is_wrong(monkeypatch):
+    monkeypatch.setenv("DAGSTER_PORT", "many")
+    at = datetime(2026, 3, 10, 5, 13, tzinfo=UTC)
+    schedule = defs.get_repository_def().get_schedule_def("hourly_usage_flush")
+
+    assert len(schedule.evaluate_tick(dg.build_schedule_context(scheduled_execution_time=at)).run_requests) == 1
