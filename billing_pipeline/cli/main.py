@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from billing_pipeline.cli import ledger, local, quarantine, usage
+from billing_pipeline.cli import holds, ledger, local, quarantine, usage
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.cli.rebill import rebill_command
@@ -33,6 +33,7 @@ app.command("validate-contract")(validate_contract_command)
 app.command("rebill")(rebill_command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(holds.app, name="holds")
 app.add_typer(local.app)
 
 

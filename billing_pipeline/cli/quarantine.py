@@ -13,18 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from billing_pipeline.cli.hints import amount, as_typed, own_name
+from billing_pipeline.cli.prices import prices_of
 from billing_pipeline.cli.usage import open_ledger
 
 if TYPE_CHECKING:
     from billing_pipeline.domain.prices import UnitPrice
-    from billing_pipeline.usage.flush import UsageFlow
     from billing_pipeline.usage.quarantine import QuarantinedEvent, SourceEvent, WaitingRows, WaitingUnits
     from billing_pipeline.usage.quarantine_decisions import JudgedAgain
 
 app = typer.Typer(help="See what waits in quarantine and why, retry it, dismiss it.", no_args_is_help=True)
-
-PRICE_SECONDS_MAX = 5
-"""How long `list` waits for Stripe: without the prices it still has the rows to tell."""
 
 EventId = Annotated[str, typer.Argument(help="The row's event_id.")]
 
@@ -47,7 +44,8 @@ def list_command(
     with open_ledger() as flow:
         groups = waiting_rows(flow.connection, now=flow.clock(), limit=limit, reason=reason, organization=organization)
         dismissed = dismissed_rows(flow.connection)
-        prices, why_not = _prices(flow, groups)
+        names = {units.event_name for group in groups for units in group.units if units.event_name}
+        prices, why_not = prices_of(flow, names)
     if as_json:
         typer.echo(json.dumps(_as_json(groups, dismissed, prices) | {"no_prices_because": why_not or None}, indent=2))
         return
@@ -110,28 +108,6 @@ def dismiss(
     before = len(set(event_ids)) - dismissed
     typer.echo(f"Dismissed by {actor}: {_rows(dismissed)}." + (f" {_rows(before)} had been already." if before else ""))
     typer.echo(as_typed("To undo it: `billing-pipeline quarantine retry EVENT_ID`."))
-
-
-def _prices(flow: UsageFlow, groups: list[WaitingRows]) -> tuple[Mapping[str, UnitPrice | None], str]:
-    """By event name what a unit costs, and, where Stripe did not say, why not."""
-    from billing_pipeline.errors import BillingError
-    from billing_pipeline.stripe_api.catalogue import read_meters
-    from billing_pipeline.stripe_api.client import make_client
-    from billing_pipeline.stripe_api.prices import unit_prices
-
-    names = {units.event_name for group in groups for units in group.units if units.event_name}
-    if not names:
-        return {}, ""
-    settings = flow.settings.model_copy(
-        update={"stripe_timeout_seconds": min(PRICE_SECONDS_MAX, flow.settings.stripe_timeout_seconds)}
-    )
-    try:
-        client = make_client(settings)
-        meters = read_meters(client, settings)
-        asked = {name: meters[name].meter_id for name in sorted(names) if name in meters}
-        return unit_prices(client, settings, asked), ""
-    except BillingError as exc:
-        return {}, str(exc)
 
 
 def _as_json(groups: list[WaitingRows], dismissed: int, prices: Mapping[str, UnitPrice | None]) -> dict[str, Any]:
