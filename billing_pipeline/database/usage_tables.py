@@ -216,12 +216,13 @@ usage_windows = Table(
         "date_trunc('hour', (ends_at - interval '1 microsecond') AT TIME ZONE 'UTC')",
         name="one_hour",
     ),
+    # In this order it also finds an organization's hour whosever it is.
     UniqueConstraint(
         "organization_id",
-        "stripe_customer_id",
         "meter",
         "starts_at",
         "ends_at",
+        "stripe_customer_id",
         name="usage_windows_natural_key",
         postgresql_nulls_not_distinct=True,
     ),

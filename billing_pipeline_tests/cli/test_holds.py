@@ -133,7 +133,7 @@ def test_programs_get_every_number_as_text(stack, holds):
     assert (one["reason"], one["windows"], one["added"]) == ("far_more_than_the_usual_hour", 1, "43200")
     assert Decimal(one["minor_units"]["usd"]) == 10_800
     assert (window["organization_id"], window["units"], window["days_left"]) == ("acme", "43200", 34)
-    assert "the median of 30 hours" in window["detail"]
+    assert "the median of 31 hours" in window["detail"]
     assert told["waiting_behind"] == []
 
 
@@ -169,7 +169,7 @@ def test_the_list_is_cut_where_it_says_so(stack, holds):
         (["release", "--all", "--reason-code", "rejected_by_stripe", *LOG], "error: Nothing was released: no such"),
         (["release", "5", "--by", "Ada"], "Missing option '--reason'"),
         (["release", "5", "--reason", "x"], "Missing option '--by'"),
-        (["release", "9" * 30, *LOG], "is not in the range"),
+        (["release", "9" * 30, *LOG], "should be less than or equal to 9223372036854775807"),
         (["list", "--reason", "nonsense"], "error: nonsense is no reason code; there are"),
     ],
 )

@@ -34,7 +34,7 @@ START = datetime(2026, 3, 10, 12, tzinfo=UTC)
 GRACE = timedelta(minutes=5)
 READS_MAX = 1_000
 BATCH_SIZE = 3
-BRAKES = Brakes({METER: MeterBrakes(hour_max=3_000, flush_max=6_000)}, taken_back_percent=20)
+BRAKES = Brakes({METER: MeterBrakes(hour_max=2_000, flush_max=9_000)}, taken_back_percent=20)
 CATALOGUE = Catalogue((Meter(METER, ("tokens",), Aggregation.SUM, EVENT_NAME),), (), "1")
 RECOVERY_HOURS_MAX = 60
 LOOP = asyncio.new_event_loop()

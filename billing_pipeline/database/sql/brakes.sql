@@ -5,14 +5,20 @@ DELETE FROM usual_hours;
 
 -- name: keep_usual_hours
 -- Of what a full aggregation has just counted, by the definition that is valid now: to a changed meter, its own past is
--- no measure.  The median as the middle of a sorted list is exact; percentile_disc asks for its share as a double.
+-- no measure.  The middle of a sorted list is exact; percentile_disc asks for its share as a double.  Each list is sorted
+-- by itself: sorted as they are collected, all hours would be, by texts.
 INSERT INTO usual_hours (organization_id, meter, meter_version, hours, median)
-SELECT c.organization_id, c.meter, c.meter_version, count(*),
-       (array_agg(c.quantity ORDER BY c.quantity))[(count(*) + 1) / 2] * min(v.unit_scale)
-  FROM counted_windows c
-  JOIN meter_versions v ON v.meter = c.meter AND v.version = c.meter_version AND v.valid_until IS NULL
- WHERE c.quantity > 0 AND c.starts_at >= %(since)s AND c.starts_at < %(until)s
- GROUP BY c.organization_id, c.meter, c.meter_version;
+SELECT known.organization_id, known.meter, v.version, known.hours, middle.quantity * v.unit_scale
+  FROM (SELECT organization_id, meter, meter_version, count(*) AS hours, array_agg(quantity) AS quantities
+          FROM counted_windows
+         WHERE quantity > 0 AND starts_at >= %(since)s AND starts_at < %(until)s
+         GROUP BY organization_id, meter, meter_version) known
+  JOIN meter_versions v ON v.meter = known.meter AND v.version = known.meter_version AND v.valid_until IS NULL
+ CROSS JOIN LATERAL (
+       SELECT quantity
+         FROM unnest(known.quantities) AS quantity
+        ORDER BY quantity
+       OFFSET (known.hours - 1) / 2 LIMIT 1) middle;
 
 -- part: stated_of_window
 -- Of a window w.
@@ -22,17 +28,15 @@ SELECT c.organization_id, c.meter, c.meter_version, count(*),
 
 -- part: rows_moved
 -- Of a window w: what was its usage counts for another customer now, or in another part of the hour, so that taking it
--- back loses nothing.  The mapping names the customer, so that the windows' key is looked up whole.
+-- back loses nothing.  The pairs are a span of the windows' key; asked for times alone, the planner would rather read
+-- everybody's hour by the index on starts_at (200,000 windows on hold: 110 s instead of 4).
 (w.event_count = 0 AND EXISTS (
     SELECT
-      FROM customer_mappings m
-      JOIN usage_windows other ON other.organization_id = w.organization_id
-       AND other.stripe_customer_id = m.stripe_customer_id AND other.meter = w.meter AND other.event_count > 0
-       AND other.starts_at >= date_trunc('hour', w.starts_at, 'UTC') AND other.starts_at < w.ends_at
-       AND other.ends_at > w.starts_at
-     WHERE text_range(m.organization_id, m.organization_id, '[]')
-           && text_range(w.organization_id, w.organization_id, '[]')
-       AND m.valid_during && tstzrange(w.starts_at, w.ends_at)))
+      FROM usage_windows other
+     WHERE other.organization_id = w.organization_id
+       AND (other.meter, other.starts_at) >= (w.meter, date_trunc('hour', w.starts_at, 'UTC'))
+       AND (other.meter, other.starts_at) < (w.meter, w.ends_at)
+       AND other.ends_at > w.starts_at AND other.event_count > 0 AND other.stripe_customer_id IS NOT NULL))
 
 -- part: is_falling
 -- Of a window w that has stated e.stated: it is to be taken back from, further than a person has let it.

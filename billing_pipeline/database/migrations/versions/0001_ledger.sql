@@ -154,7 +154,7 @@ CREATE TABLE billing_pipeline.usage_windows (
     CONSTRAINT usage_windows_span_check CHECK (starts_at < ends_at),
     CONSTRAINT usage_windows_target_check CHECK (target >= 0 AND target = trunc(target)),
     CONSTRAINT usage_windows_one_hour_check CHECK (date_trunc('hour', starts_at AT TIME ZONE 'UTC') = date_trunc('hour', (ends_at - interval '1 microsecond') AT TIME ZONE 'UTC')),
-    CONSTRAINT usage_windows_natural_key UNIQUE NULLS NOT DISTINCT (organization_id, stripe_customer_id, meter, starts_at, ends_at)
+    CONSTRAINT usage_windows_natural_key UNIQUE NULLS NOT DISTINCT (organization_id, meter, starts_at, ends_at, stripe_customer_id)
 );
 CREATE INDEX usage_windows_cut_due_idx ON billing_pipeline.usage_windows (ends_at, window_id) WHERE cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL AND sealed_at IS NULL;
 CREATE INDEX usage_windows_fractions_idx ON billing_pipeline.usage_windows (starts_at) WHERE units <> trunc(units) OR carried <> 0;
