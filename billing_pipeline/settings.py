@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     billing_start_at: AwareDatetime | None = Field(default=None, description="first hour billed; unset: all in reach")
     billing_window_grace_seconds: int = Field(default=300, ge=0, le=3600)
     billing_cutoff_overlap_seconds: int = Field(default=900, ge=0, le=86_400)
+    billing_brake_hour_factor: int = Field(default=100, ge=0, description="times the usual hour; 0: no such brake")
+    billing_brake_taken_back_percent: int = Field(default=20, ge=0, le=100, description="100: no such brake")
 
     enable_billing: bool | None = Field(
         default=None, validation_alias=AliasChoices("ENABLE_BILLING", "STRIPE_BILLING_ENABLED")

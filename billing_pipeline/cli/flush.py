@@ -206,6 +206,11 @@ def _print_flush(report: FlushReport) -> None:
         f"Entries:   {report.cut.entries:,} cut (+{report.cut.units_added:,} -{report.cut.units_taken_back:,} units), "
         f"{report.cut.windows_waiting:,} windows waiting, {report.cut.windows_held:,} held"
     )
+    if report.cut.held:
+        by_reason = ", ".join(f"{windows:,} {reason}" for reason, windows in sorted(report.cut.held.items()))
+        typer.echo(as_typed(f"Held:      {by_reason}; `billing-pipeline holds list` says what to do"))
+    if report.cut.windows_behind_holds:
+        typer.echo(f"           windows that wait until what is taken back may go: {report.cut.windows_behind_holds:,}")
     typer.echo(
         f"Stripe:    {report.submit.attempts:,} sent, {report.submit.accepted:,} accepted, "
         f"{report.submit.duplicates:,} duplicate, {report.submit.rejected:,} rejected, "

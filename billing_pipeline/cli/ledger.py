@@ -21,7 +21,6 @@ from billing_pipeline.cli.windows import (
     Reason,
     print_held,
     print_owed_after_seal,
-    release_hold,
     seal,
 )
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from billing_pipeline.usage.gate import Identity
 
 app = typer.Typer(help="Look at the ledger, stop it, bring it back.", no_args_is_help=True)
-app.command()(release_hold)
 app.command()(seal)
 
 EXPIRING_SHOWN = 10

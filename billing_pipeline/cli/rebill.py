@@ -71,7 +71,12 @@ def rebill_command(
             )
         )
     else:
-        typer.echo(f"\nDone by {decision.actor}. The next flush states the difference.")
+        typer.echo(
+            as_typed(
+                f"\nDone by {decision.actor}. The next flush states the difference, but for what the brakes hold: "
+                "it says so, and `billing-pipeline holds list` shows it."
+            )
+        )
 
 
 def _decision(difference: str | None, reason: str | None, by: str | None) -> Decision | None:

@@ -1,4 +1,4 @@
-"""`billing-pipeline ledger release-hold` and `seal`: what a person decides about usage windows.
+"""`billing-pipeline ledger seal`: what a person decides about the windows of a period.
 
 `ledger status` prints from here which windows are on hold, and what sealed periods are still owed.
 """
@@ -29,22 +29,6 @@ WORDS = {
 
 By = Annotated[str, typer.Option("--by", help="Who does this, for the operator log.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the operator log.")]
-
-
-def release_hold(
-    windows: Annotated[list[int], typer.Argument(help="Numbers of windows, as `ledger status` lists them.")],
-    by: By,
-    reason: Reason,
-) -> None:
-    """Let the next flush state windows that are on hold.
-
-    What Stripe still cannot take is held again, with its reason.
-    """
-    from billing_pipeline.usage.hold import release_windows
-
-    with open_ledger() as flow:
-        release_windows(flow.connection, windows, actor=by, reason=reason, now=flow.clock())
-    typer.echo("Released. The next flush looks at them again.")
 
 
 def seal(
@@ -87,7 +71,7 @@ def print_held(held: list[HeldWindow]) -> None:
     """The windows that wait for a person, if there are any."""
     if not held:
         return
-    typer.echo(as_typed("\nOn hold, oldest first; `billing-pipeline ledger release-hold` takes these numbers:"))
+    typer.echo(as_typed("\nOn hold, oldest first; `billing-pipeline holds list` says what to do:"))
     for window in held:
         typer.echo(
             f"  window {window.window_id}: {window.organization_id} {window.meter} "

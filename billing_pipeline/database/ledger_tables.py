@@ -132,6 +132,8 @@ ledger_entries = Table(
         "window_id",
         postgresql_where=text("NOT settled OR hold_reason IS NOT NULL"),
     ),
+    # Few: what Stripe refused, or takes no more, until a person has looked.
+    Index("ledger_entries_held_idx", "window_id", postgresql_where=text("hold_reason IS NOT NULL")),
     # Room on each page for the versions that a claim and its record leave.
     postgresql_with={"fillfactor": "50"},
 )

@@ -202,8 +202,12 @@ usage_windows = Table(
     ),
     Column("cut_after", Instant, comment="so many corrections that the next waits until then, and takes all since"),
     Column("hold_reason", Text, comment="not null: owed, but cannot be cut; waits for a person"),
+    Column("hold_detail", Text, comment="the limit that was exceeded, for a person"),
+    Column("held_at", Instant, comment="when the cutter first held it; kept while it is only looked at anew"),
+    Column("held_target", Numeric, comment="the target that is held; another one is looked at anew"),
     Column("last_slots_released_at", Instant, comment="a person let the cutter use the reserved last minutes"),
-    Column("released_target", Numeric, comment="a person let it be stated up to here, beyond the meter's hour_max"),
+    Column("released_target", Numeric, comment="a person let it be stated up to here, whatever the brakes say"),
+    Column("released_floor", Numeric, comment="a person let it be taken back down to here, until something is added"),
     Column("sealed_at", Instant, comment="the invoice is final; only an adjustment may follow"),
     CheckConstraint("starts_at < ends_at", name="span"),
     CheckConstraint("target >= 0 AND target = trunc(target)", name="target"),
@@ -212,12 +216,13 @@ usage_windows = Table(
         "date_trunc('hour', (ends_at - interval '1 microsecond') AT TIME ZONE 'UTC')",
         name="one_hour",
     ),
+    # In this order it also finds an organization's hour whosever it is.
     UniqueConstraint(
         "organization_id",
-        "stripe_customer_id",
         "meter",
         "starts_at",
         "ends_at",
+        "stripe_customer_id",
         name="usage_windows_natural_key",
         postgresql_nulls_not_distinct=True,
     ),
@@ -244,6 +249,14 @@ usage_windows = Table(
         "starts_at",
         postgresql_where=text("period_level IS NOT NULL"),
     ),
+    # What waits for a person: to be listed, to be looked at anew, and whether anything of an organization does.
+    Index(
+        "usage_windows_held_idx",
+        "organization_id",
+        "meter",
+        "window_id",
+        postgresql_where=text("hold_reason IS NOT NULL"),
+    ),
     # Usage that no Stripe customer can take, and there may be much of it: of trials, say.
     Index(
         "usage_windows_unmapped_idx",
@@ -252,6 +265,17 @@ usage_windows = Table(
     ),
     # What is not settled stays in sight however old it is.
     Index("usage_windows_not_settled_idx", "starts_at", postgresql_where=text("cut_due OR hold_reason IS NOT NULL")),
+)
+
+usual_hours = Table(
+    "usual_hours",
+    metadata,
+    Column("organization_id", Text, primary_key=True),
+    Column("meter", Text, primary_key=True),
+    Column("meter_version", Text, nullable=False, comment="to another definition, these hours are no measure"),
+    Column("hours", BigInteger, nullable=False, comment="with usage, of the last 28 days"),
+    Column("median", Numeric, nullable=False, comment="Stripe units of such an hour, exact"),
+    comment="what an organization uses of a meter in an hour, for the brakes; made anew by each full aggregation",
 )
 
 unique_values = Table(

@@ -21,7 +21,9 @@ from typing import Any
 from billing_pipeline.errors import CatalogueError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_METER_KEYS = {"event_types", "aggregation", "event_name", "unit_scale", "filter", "property", "hour_max", "late_usage"}
+_COUNTING_KEYS = {"event_types", "aggregation", "event_name", "unit_scale", "filter", "property"}
+_BRAKES_MIN = {"hour_max": 1, "hour_factor": 0, "flush_max": 1}
+_METER_KEYS = _COUNTING_KEYS | _BRAKES_MIN.keys() | {"late_usage"}
 EVENT_NAME_LENGTH_MAX = 100  # Stripe: event_name of a meter event
 FILTER_CHOICES_MAX = 100
 
@@ -72,6 +74,10 @@ class Meter:
     """Of `unique`: the property whose different values are counted."""
     hour_max: int | None = None
     """A brake: Stripe units that one organization's hour may come to; more waits for a person."""
+    hour_factor: int | None = None
+    """A brake: how many times its usual hour an organization's hour may come to; None: as the settings say; 0: off."""
+    flush_max: int | None = None
+    """A brake: Stripe units that one flush may add."""
     late_usage: LateUsage = LateUsage.INVOICE_ITEM
 
 
@@ -162,9 +168,11 @@ def _meter(name: str, entry: Any, faults: list[str]) -> Meter | None:
         faults.append(f'{where}: unique needs property = "...", whose different values are counted')
     if aggregation != Aggregation.UNIQUE and prop is not None:
         faults.append(f"{where}: property belongs to the aggregation unique only")
-    hour_max = entry.get("hour_max")
-    if hour_max is not None and (not isinstance(hour_max, int) or isinstance(hour_max, bool) or hour_max < 1):
-        faults.append(f"{where}: hour_max must be a whole number of Stripe units, at least 1")
+    for brake, least in _BRAKES_MIN.items():
+        limit = entry.get(brake)
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < least):
+            of_units = " of Stripe units" if brake.endswith("_max") else ""
+            faults.append(f"{where}: {brake} must be a whole number{of_units}, at least {least}")
     late_usage = entry.get("late_usage", LateUsage.INVOICE_ITEM)
     if late_usage not in list(LateUsage):
         faults.append(f"{where}: late_usage must be one of {', '.join(LateUsage)}, not {late_usage!r}")
@@ -178,8 +186,10 @@ def _meter(name: str, entry: Any, faults: list[str]) -> Meter | None:
         Decimal(str(scale)),
         choices,
         prop,
-        hour_max,
-        LateUsage(late_usage),
+        hour_max=entry.get("hour_max"),
+        hour_factor=entry.get("hour_factor"),
+        flush_max=entry.get("flush_max"),
+        late_usage=LateUsage(late_usage),
     )
 
 

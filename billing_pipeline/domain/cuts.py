@@ -55,8 +55,6 @@ def decide_cut(
     now: datetime,
     past_max: timedelta,
     epoch: int,
-    hour_max: int | None = None,
-    released_target: int | None = None,
 ) -> Cut | Wait | HoldReason | None:
     """The entry that brings what is stated to the target; why it waits or is held; None when nothing is owed.
 
@@ -67,15 +65,13 @@ def decide_cut(
     `last_cut_at` is when the window's last entry was made; `past_max` is how old a Stripe timestamp may be.
     `epoch` counts the ledger's recoveries: what a lost timeline stated and took back within one hour adds up to nothing
     in Stripe's hours, so that nobody sees which minutes it used.
-    `hour_max` is the meter's brake; `released_target` is how far beyond it a person has let this window go.
+    Whether the amount itself can be right is asked before, in `brakes.py`.
     """
     value = target - stated
     if value == 0:
         return None
     if abs(value) > VALUE_MAX:
         return HoldReason.TOO_LARGE
-    if value > 0 and hour_max is not None and target > max(hour_max, released_target or 0):
-        return HoldReason.OVER_HOUR_MAX
     if value < 0 and assured + value < 0:
         # Were the accepted entry refused after all, Stripe would be left with less than nothing, and the invoice
         # would lose other hours' usage to it.

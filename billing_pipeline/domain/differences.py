@@ -24,7 +24,7 @@ class DifferenceKind(StrEnum):
     STILL_OPEN = "still_open"  # the window has not closed yet
     HELD = "held"  # a person must release it: owed
     REJECTED = "rejected"  # Stripe refused it: owed
-    WAITING = "waiting"  # an entry of the window must settle before the next is cut
+    WAITING = "waiting"  # an entry of the window must settle before the next is cut, or a hold be released first
     COALESCED = "coalesced"  # the window had so many corrections that the next waits a day: owed
     NOT_CUT = "not_cut"  # closed; the next flush cuts it
     IN_FLIGHT = "in_flight"  # stated, not known to be accepted

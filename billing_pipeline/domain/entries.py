@@ -63,6 +63,9 @@ class HoldReason(StrEnum):
     NO_SLOT = "no_minute_left_in_window"
     LAST_SLOTS = "last_minutes_of_window_are_reserved"
     OVER_HOUR_MAX = "more_than_the_meters_hour_max"
+    OVER_USUAL = "far_more_than_the_usual_hour"
+    OVER_FLUSH_MAX = "more_than_the_meters_flush_max"
+    TAKEN_BACK = "too_much_taken_back_at_once"
 
 
 class DuplicateWithoutAttempt(Exception):

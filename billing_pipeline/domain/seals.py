@@ -16,7 +16,7 @@ class Unsealable(StrEnum):
 
     CROSSES_EDGE = "holds usage of two periods; choose full UTC hours as edges"
     UNSETTLED = "has an entry whose fate at Stripe is not known; wait for its confirmation"
-    HELD = "is on hold; release it first with `billing-pipeline ledger release-hold`"
+    HELD = "is on hold; release it first with `billing-pipeline holds release`"
     OWED = "owes units that Stripe could still take; flush first, or seal with --leave-owed"
 
 

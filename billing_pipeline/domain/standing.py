@@ -12,9 +12,12 @@ from decimal import Decimal
 
 from billing_pipeline.domain.amounts import amount, units_of
 from billing_pipeline.domain.entries import HoldReason
+from billing_pipeline.domain.holds import HOLDS
 from billing_pipeline.domain.protocol import ProtocolTimes
 
-RELEASABLE = frozenset({HoldReason.REJECTED, HoldReason.LAST_SLOTS, HoldReason.OVER_HOUR_MAX})
+RELEASABLE = frozenset(
+    {HoldReason.REJECTED, HoldReason.LAST_SLOTS, *(reason for reason, rule in HOLDS.items() if rule.is_brake)}
+)
 """Reasons that end when a person looks and releases the window; the others need an adjustment of the invoice."""
 
 
@@ -210,4 +213,4 @@ def _owes(units: Decimal) -> str:
 
 
 def _release(standing: Standing) -> str:
-    return f"billing-pipeline ledger release-hold {standing.window_id} --by NAME --reason TEXT"
+    return f"billing-pipeline holds release {standing.window_id} --by NAME --reason TEXT"

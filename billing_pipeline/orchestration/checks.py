@@ -6,15 +6,19 @@ import dagster as dg
 
 from billing_pipeline.orchestration.contract_checks import data_contract, usage_volume
 from billing_pipeline.orchestration.metadata import (
+    ROWS_MAX,
     difference_text,
     expiring_table,
     failing_table,
+    held_table,
+    held_text,
     money_metadata,
     violation_table,
 )
 from billing_pipeline.orchestration.preflight_checks import preflight_checks
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import (
+    ledger_entries,
     meter_event_confirmations,
     meter_events,
     usage_reconciliation,
@@ -23,6 +27,7 @@ from billing_pipeline.reconciliation.expiry import usage_about_to_expire
 from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.usage.gate import durability_faults
+from billing_pipeline.usage.hold import held_units, held_windows
 from billing_pipeline.usage.money import failing_entries, money_at_risk
 
 DOUBT_SLACK = timedelta(hours=6)
@@ -38,6 +43,21 @@ def source_ledger_and_stripe_agree(billing: BillingResource) -> dg.AssetCheckRes
         passed=not report.faults,
         severity=dg.AssetCheckSeverity.ERROR,
         metadata={"unexplained": len(report.faults), "differences": difference_text(report)},
+    )
+
+
+@dg.asset_check(asset=ledger_entries)
+def nothing_is_on_hold(billing: BillingResource) -> dg.AssetCheckResult:
+    """No usage waits for a person before it is stated; `billing-pipeline holds list` shows all that does."""
+    with billing.usage_flow() as flow:
+        sums = held_units(flow.connection)
+        oldest = held_windows(flow.connection, limit=ROWS_MAX)
+    windows = sum(one.windows for one in sums)
+    return dg.AssetCheckResult(
+        passed=not sums,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=", ".join(sorted({one.reason for one in sums})) or None,
+        metadata={"windows": windows, "oldest": held_table(oldest), "what_to_do": held_text(sums)},
     )
 
 
@@ -122,6 +142,7 @@ def doubt_is_settled_in_time(billing: BillingResource) -> dg.AssetCheckResult:
 USAGE_CHECKS = [
     data_contract,
     usage_volume,
+    nothing_is_on_hold,
     database_keeps_what_it_commits,
     ledger_invariants_hold,
     source_ledger_and_stripe_agree,

@@ -12,10 +12,13 @@ from typing import Any
 import dagster as dg
 
 from billing_pipeline.domain.contract_rules import Fault
+from billing_pipeline.domain.entries import HoldReason
+from billing_pipeline.domain.holds import HOLDS
 from billing_pipeline.reconciliation.completeness import RowAccount
 from billing_pipeline.reconciliation.expiry import Expiring
 from billing_pipeline.reconciliation.invariants import Violation
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
+from billing_pipeline.usage.hold import HeldUnits, HeldWindow
 from billing_pipeline.usage.money import FailingEntry, MoneyAtRisk
 
 ROWS_MAX = 100
@@ -118,6 +121,33 @@ def expiring_table(found: list[Expiring]) -> dg.TableMetadataValue:
         for one in found[:ROWS_MAX]
     ]
     return _table(records, organization="string", meter="string", units="string", **{"oldest hour": "string"})
+
+
+def held_table(held: list[HeldWindow]) -> dg.TableMetadataValue:
+    """What waits for a person, and the limit that was exceeded."""
+    records = [
+        dg.TableRecord(
+            {
+                "window": window.window_id,
+                "organization": _shortened(window.organization_id),
+                "meter": window.meter,
+                "hour": f"{window.starts_at:%Y-%m-%d %H:%M}",
+                "units": _units(window.units),
+                "reason": window.reason,
+                "detail": _shortened(window.detail or ""),
+            }
+        )
+        for window in held[:ROWS_MAX]
+    ]
+    texts = ("organization", "meter", "hour", "units", "reason", "detail")
+    return _table(records, window="int", **dict.fromkeys(texts, "string"))
+
+
+def held_text(sums: list[HeldUnits]) -> dg.MarkdownMetadataValue:
+    """One line per reason: what it means, and what to do."""
+    rules = [HOLDS[HoldReason(reason)] for reason in dict.fromkeys(one.reason for one in sums)]
+    lines = [f"- {rule.meaning} {rule.remedy}" for rule in rules]
+    return dg.MetadataValue.md("\n".join(lines) or "nothing")
 
 
 def _table(records: list[dg.TableRecord], **types: str) -> dg.TableMetadataValue:

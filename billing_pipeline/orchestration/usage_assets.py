@@ -121,7 +121,7 @@ def ledger_entries(context: dg.AssetExecutionContext, billing: BillingResource) 
     """Immutable amounts stated to Stripe: for each closed window, target minus what was stated before."""
 
     def describe(report: CutReport) -> dict[str, Any]:
-        return asdict(report)
+        return asdict(report) | {"windows_held": report.windows_held, "held": dict(report.held)}
 
     return run_stage(context, billing, UsageFlow.cut, describe)
 

@@ -20,8 +20,10 @@ from billing_pipeline.database import queries
 from billing_pipeline.database.properties import property_parts
 from billing_pipeline.database.source import Source
 from billing_pipeline.database.transactions import in_transaction
+from billing_pipeline.domain.brakes import USUAL_DAYS
 from billing_pipeline.domain.catalogue import Catalogue
 from billing_pipeline.domain.reach import reach_end, reach_start
+from billing_pipeline.domain.windows import DAY, hour_of
 from billing_pipeline.usage.contract import CONTRACT_VERSION
 from billing_pipeline.usage.counting import Parts, counts, make_table, verdicts
 from billing_pipeline.usage.meter_versions import keep_meter_versions
@@ -106,6 +108,11 @@ def aggregate_once(
     meters_changed = keep_meter_versions(connection, catalogue, start_at=start_at, now=cutoff_at)
     parts = _count(connection, source, scope, recorded_since(connection, overlap), cutoff_at)
     changed, carried = _merge(connection, parts, cutoff_at)
+    if scope is Scope.FULL:
+        # Only now every hour is counted anew; the brakes ask for what is usual, not for the last digit.
+        until = hour_of(cutoff_at)
+        queries.execute(connection, "forget_usual_hours")
+        queries.execute(connection, "keep_usual_hours", {"since": until - USUAL_DAYS * DAY, "until": until})
     computed = queries.fetch_dicts(
         connection,
         "record_aggregation",

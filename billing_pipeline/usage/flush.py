@@ -21,6 +21,7 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.database.primary import require_primary
 from billing_pipeline.database.schema_version import require_current_schema
 from billing_pipeline.database.source import Source, read_source
+from billing_pipeline.domain.brakes import brakes_of
 from billing_pipeline.domain.contract_rules import Fault
 from billing_pipeline.domain.reach import reach_start
 from billing_pipeline.domain.volume import MeterVolume
@@ -221,7 +222,11 @@ class UsageFlow:
             closed_before=closed_before or self.closed_before(),
             organization_id=organization_id,
             past_max=self.settings.protocol_times.past_max,
-            hour_max={meter.event_name: meter.hour_max for meter in self.catalogue.meters if meter.hour_max},
+            brakes=brakes_of(
+                self.catalogue,
+                hour_factor=self.settings.billing_brake_hour_factor,
+                taken_back_percent=self.settings.billing_brake_taken_back_percent,
+            ),
             clock=self.clock,
         )
 

@@ -58,7 +58,7 @@ class FailingEntry:
 def money_at_risk(connection: Connection[Any], *, now: datetime) -> MoneyAtRisk:
     """All of it, as of now."""
     found = queries.fetch_dicts(connection, "money_at_risk", {"now": now})[0]
-    proved = queries.fetch_dicts(connection, "time_to_confirmed", {"looked_at": LOOKED_AT})[0]
+    proved = queries.fetch_dicts(connection, "time_to_confirmed", {"limit": LOOKED_AT})[0]
     return MoneyAtRisk(**found, **proved)
 
 

@@ -170,6 +170,7 @@ def test_the_dagster_job_bills_and_reconciles(flow, bill, simulator, settings, m
     assert counted_by_stripe(simulator) == {(customers["acme"], "prompt_tokens", CLOSED): 8}
     assert {check.check_name: check.passed for check in result.get_asset_check_evaluations()} == {
         **dict.fromkeys(RULES, True),
+        "nothing_is_on_hold": True,
         "database_keeps_what_it_commits": not durability_faults(flow.connection),
         "ledger_invariants_hold": True,
         "source_ledger_and_stripe_agree": True,

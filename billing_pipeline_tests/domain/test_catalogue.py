@@ -156,6 +156,9 @@ def test_a_missing_file_is_named(tmp_path):
         ("hour_max = 0", "hour_max must be a whole number"),
         ("hour_max = true", "hour_max must be a whole number"),
         ('hour_max = "many"', "hour_max must be a whole number"),
+        ("hour_factor = -1", "hour_factor must be a whole number, at least 0"),
+        ("hour_factor = 1.5", "hour_factor must be a whole number"),
+        ("flush_max = 0", "flush_max must be a whole number of Stripe units, at least 1"),
         ('late_usage = "forget"', "late_usage must be one of invoice_item, next_period, write_off, not 'forget'"),
         ("late_usage = 3", "late_usage must be one of"),
     ],
@@ -168,8 +171,11 @@ def test_a_brake_or_policy_that_means_nothing_is_refused(keys, named):
 def test_a_brake_and_a_policy_change_nothing_about_how_hours_are_counted():
     text = '[meters.a]\nevent_types = ["a"]\naggregation = "sum"\n'
     (plain,) = parse_catalogue(text, origin="m").meters
-    (braked,) = parse_catalogue(text + 'hour_max = 9\nlate_usage = "write_off"\n', origin="m").meters
+    (braked,) = parse_catalogue(
+        text + 'hour_max = 9\nhour_factor = 0\nflush_max = 8\nlate_usage = "write_off"\n', origin="m"
+    ).meters
 
     assert (plain.hour_max, plain.late_usage) == (None, LateUsage.INVOICE_ITEM)
-    assert (braked.hour_max, braked.late_usage) == (9, LateUsage.WRITE_OFF)
+    assert (braked.hour_max, braked.hour_factor, braked.flush_max) == (9, 0, 8)
+    assert braked.late_usage is LateUsage.WRITE_OFF
     assert definition(plain) == definition(braked)

@@ -108,18 +108,6 @@ def test_what_stripe_cannot_take_is_held_for_a_person(facts, reason):
     assert decide(**facts) is reason
 
 
-def test_what_is_over_the_meters_brake_waits_until_a_person_has_let_it_come_so_far():
-    assert decide(target=100, hour_max=100) == Cut(0, 100, TEN)
-    assert decide(target=101, hour_max=100) is HoldReason.OVER_HOUR_MAX
-    assert decide(target=101, stated=100, hour_max=100) is HoldReason.OVER_HOUR_MAX
-    assert decide(target=101, hour_max=100, released_target=101) == Cut(0, 101, TEN)
-    assert decide(target=102, hour_max=100, released_target=101) is HoldReason.OVER_HOUR_MAX
-    # What was released below a brake that was raised since is no brake of its own.
-    assert decide(target=102, hour_max=200, released_target=101) == Cut(0, 102, TEN)
-    # Taking back is never too much.
-    assert decide(target=150, stated=200, hour_max=100) == Cut(0, -50, TEN)
-
-
 def test_the_largest_and_oldest_that_stripe_takes_are_not_held():
     assert decide(target=VALUE_MAX, now=TEN + PAST_MAX) == Cut(0, VALUE_MAX, TEN)
     assert decide(now=TEN + 30 * MINUTE + PAST_MAX) == Cut(0, 10, TEN + 30 * MINUTE)

@@ -89,7 +89,7 @@ def test_a_person_is_sent_to_release_only_what_can_be_released(reason):
     command = said(stated=Decimal(0), hold_reason=str(reason)).command
 
     assert command == (
-        "billing-pipeline ledger release-hold 7 --by NAME --reason TEXT"
+        "billing-pipeline holds release 7 --by NAME --reason TEXT"
         if reason in RELEASABLE
         else "billing-pipeline ledger status"
     )

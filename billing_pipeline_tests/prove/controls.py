@@ -83,7 +83,7 @@ def settle_too_short(world: World, stack: ExitStack) -> None:
 
 def no_gate(world: World, stack: ExitStack) -> None:
     """A restored ledger goes on as if nothing had happened."""
-    _set(stack, gate, "_lost_attempts", lambda *_: None)
+    _set(stack, gate, "lost_attempts", lambda *_: None)
     _set(stack, flush, "lost_canaries", lambda *_, **__: None)
     state_after = attempts.state_after
     _set(stack, attempts, "state_after", lambda outcome, **_: state_after(outcome, earlier_unknown=True))

@@ -37,6 +37,9 @@ class Chances:
     changed_row: float = 0.08
     deleted_row: float = 0.03
     remapped: float = 0.004
+    lost_rows: float = 0.005  # most of the source, until it is mended
+    mended: float = 0.1
+    shifted_rows: float = 0.002
     idle: float = 0.35  # nobody flushes
     downtime: float = 0.003  # nobody flushes for 5 to 40 hours
     outage: float = 0.008  # nothing is heard of any call for 1 to 40 hours
@@ -98,6 +101,8 @@ class Life:
         """Usage, perhaps a disaster, perhaps a flush; then the hour is over, and the books must agree."""
         chance = Random(f"{self.seed}/{number}")
         self._usage(chance)
+        # Of a chance of its own, so that every life is otherwise what it was.
+        self._break_source(Random(f"{self.seed}/{number}/source"))
         self._begin_trouble(chance)
         self._backup(chance)
         self._people(chance)
@@ -123,6 +128,15 @@ class Life:
                 machine.change(chance.randrange(30), chance.randrange(1, 1_000))
             if chance.random() < chances.deleted_row:
                 machine.delete(chance.randrange(30))
+
+    def _break_source(self, chance: Random) -> None:
+        if self.machine.lost_rows:
+            if chance.random() < self.chances.mended:
+                self.machine.mend_source()
+        elif chance.random() < self.chances.lost_rows:
+            self.machine.lose_rows(chance.randrange(4))
+        elif chance.random() < self.chances.shifted_rows:
+            self.machine.shift_rows(chance.choice((-1, 1)))
 
     def _begin_trouble(self, chance: Random) -> None:
         now, chances = self.machine.flow.now, self.chances

@@ -80,6 +80,7 @@ class UsageMachine(RuleBasedStateMachine):
         self.failed = False
         self.wrong: list[str] = []
         self._rows = 0
+        self.lost_rows: dict[int, Row] = {}
         self.tally.examples += 1
 
     def _map(self, organization_id: str, customer: str, at: datetime) -> None:
@@ -126,6 +127,26 @@ class UsageMachine(RuleBasedStateMachine):
         """A row was a mistake."""
         rows = self.flow.source.rows
         del rows[list(rows)[-1 - number % len(rows)]]
+
+    @rule(keep=st.integers(0, 3))
+    def lose_rows(self, keep: int) -> None:
+        """The source is truncated; some rows of four are left."""
+        rows = self.flow.source.rows
+        gone = [number for number in rows if number % 4 >= keep]
+        self.tally.happened["rows lost"] += len(gone)
+        self.lost_rows |= {number: rows.pop(number) for number in gone}
+
+    @rule()
+    def mend_source(self) -> None:
+        """What was lost is back."""
+        self.flow.source.rows |= self.lost_rows
+        self.lost_rows = {}
+
+    @rule(hours=st.sampled_from((-1, 1, 24)))
+    def shift_rows(self, hours: int) -> None:
+        """A wrong time zone is corrected: all that happened lies in other hours."""
+        for row in self.flow.source.rows.values():
+            row["occurred_at"] = min(row["occurred_at"] + hours * HOUR, self.flow.now)
 
     def _row(self, number: int) -> Row:
         rows = list(self.flow.source.rows.values())

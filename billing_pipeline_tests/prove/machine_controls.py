@@ -66,7 +66,7 @@ def _any_duplicate_is_ours(outcome: Outcome, **_: Any) -> EntryState:
 
 
 NO_GATE = (
-    (gate, "_lost_attempts", lambda *_: None),
+    (gate, "lost_attempts", lambda *_: None),
     (canary, "lost_canaries", lambda *_, **__: None),
     (attempts, "state_after", _any_duplicate_is_ours),
     (submit, "halts", lambda *_: False),

@@ -17,6 +17,7 @@ from billing_pipeline_tests.prove.memory_ledger import Row
 HOUR = timedelta(hours=1)
 STRIPE_TAKES = timedelta(days=35)
 TOO_OLD = "older_than_stripe_accepts"
+BRAKED = {"more_than_the_meters_hour_max", "more_than_the_meters_flush_max", "too_much_taken_back_at_once"}
 ARROWS = {
     "pending": {"ambiguous", "replaced"},
     "ambiguous": {"pending", "accepted", "confirmed", "rejected", "replaced"},
@@ -117,8 +118,10 @@ def is_quiet(flow: MemoryFlow) -> bool:
         w["cut_due"] and w["hold_reason"] is None and w["sealed_at"] is None and not _waits_for_ever(flow, w)
         for w in flow.ledger.windows.values()
     )
+    # Somebody looks at what was just braked, and then it goes.
+    braked = any(w["hold_reason"] in BRAKED for w in flow.ledger.windows.values())
     closed = flow.now - GRACE >= latest.replace(minute=0, second=0, microsecond=0) + HOUR
-    return closed and not (flow.frozen or under_way or due)
+    return closed and not (flow.frozen or under_way or due or braked)
 
 
 @dataclass(frozen=True)

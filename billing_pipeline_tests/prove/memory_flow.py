@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from billing_pipeline.domain.brakes import Brakes, MeterBrakes
 from billing_pipeline.domain.catalogue import Aggregation, Catalogue, Meter
 from billing_pipeline.domain.protocol import ProtocolTimes
 from billing_pipeline.domain.seals import Period
@@ -24,7 +25,7 @@ from billing_pipeline.usage import adopt, canary, confirm, cut, gate, hold, seal
 from billing_pipeline.usage.attempts import Claim
 from billing_pipeline.usage.lease import Lease
 from billing_pipeline.usage.mark import HighWaterMark, Mark
-from billing_pipeline_tests.prove import memory_evidence, memory_recovery, memory_seals, memory_sending  # noqa: F401 # their statements
+from billing_pipeline_tests.prove import memory_brakes, memory_evidence, memory_recovery, memory_seals, memory_sending  # noqa: F401 # their statements
 from billing_pipeline_tests.prove.memory_ledger import BootClock, MemoryLedger, Row, Source, Witness
 from billing_pipeline_tests.prove.memory_statements import EVENT_NAME, METER, aggregate
 from billing_pipeline_tests.prove.memory_stripe import MemoryStripe, Weather
@@ -33,6 +34,7 @@ START = datetime(2026, 3, 10, 12, tzinfo=UTC)
 GRACE = timedelta(minutes=5)
 READS_MAX = 1_000
 BATCH_SIZE = 3
+BRAKES = Brakes({METER: MeterBrakes(hour_max=2_000, flush_max=9_000)}, taken_back_percent=20)
 CATALOGUE = Catalogue((Meter(METER, ("tokens",), Aggregation.SUM, EVENT_NAME),), (), "1")
 RECOVERY_HOURS_MAX = 60
 LOOP = asyncio.new_event_loop()
@@ -109,7 +111,7 @@ class MemoryFlow:
             identity=identity,
             closed_before=self.now - GRACE,
             past_max=self.times.past_max,
-            hour_max={},
+            brakes=BRAKES,
             clock=self.clock,
         )
 

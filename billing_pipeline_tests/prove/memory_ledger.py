@@ -28,7 +28,10 @@ Statement = Callable[["MemoryLedger", Mapping[str, Any]], list[Row]]
 STATEMENTS: dict[str, Statement] = {}
 FOREVER = datetime.max.replace(tzinfo=UTC)
 TABLES = ("windows", "entries", "attempts", "canaries", "summaries", "lanes")
-READING = {"database_identity", "facts_for_cut", "lock_windows_due_for_cut"}
+READING = {
+    *("database_identity", "facts_for_cut", "lock_windows_due_for_cut"),
+    *("lock_held_windows", "taken_back_by_meter", "added_by_meter", "windows_on_hold"),
+}
 """A transaction of nothing but these needs no copy to go back to, which is what costs most."""
 
 

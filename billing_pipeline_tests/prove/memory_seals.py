@@ -15,17 +15,36 @@ Params = Mapping[str, Any]
 @statement
 def release_windows(ledger: MemoryLedger, params: Params) -> list[Row]:
     """The cutter looks at them again."""
-    released = []
+    added = taken_back = 0
     for window_id in params["window_ids"]:
         window = ledger.windows[window_id]
-        entries = [e for e in of_window(ledger, window_id) if e["state"] == "rejected" and e["hold_reason"]]
-        if window["hold_reason"] or entries:
-            window["last_slots_released"] |= window["hold_reason"] == params["last_slots"]
-            window |= {"hold_reason": None, "cut_due": True}
-            released.append({"window_id": window_id})
-        for entry in entries:
+        owed = window["target"] - stated(ledger, window_id)
+        added, taken_back = added + max(owed, 0), taken_back + max(-owed, 0)
+        window["last_slots_released"] |= window["hold_reason"] == params["last_slots"]
+        window |= {"hold_reason": None, "held_at": None, "held_target": None, "cut_due": True}
+        window |= {
+            "released_target": max(window["released_target"] or 0, window["target"]),
+            "released_floor": window["target"],
+        }
+        for entry in refused(ledger, window_id):
             entry["hold_reason"] = None
-    return released
+    windows = len(params["window_ids"])
+    return [{"meter": METER, "windows": windows, "organizations": 1, "added": added, "taken_back": taken_back}]
+
+
+def refused(ledger: MemoryLedger, window_id: int) -> list[Row]:
+    """A window's entries that Stripe refused and nobody has looked at."""
+    return [e for e in of_window(ledger, window_id) if e["state"] == "rejected" and e["hold_reason"]]
+
+
+@statement
+def windows_on_hold(ledger: MemoryLedger, params: Params) -> list[Row]:
+    """By themselves, or for an entry that Stripe refused."""
+    return [
+        {"window_id": window_id}
+        for window_id in params["window_ids"]
+        if ledger.windows[window_id]["hold_reason"] or refused(ledger, window_id)
+    ]
 
 
 @statement

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from billing_pipeline.domain.entries import HoldReason
 from billing_pipeline.domain.reach import reach_end, reach_start
 from billing_pipeline.domain.windows import HOUR, hour_of, minute_of
 from billing_pipeline_tests.prove.memory_ledger import ConstraintBroken, MemoryLedger, Row, statement
@@ -47,6 +48,10 @@ def new_window(ledger: MemoryLedger, key: tuple[str, str, datetime, datetime], t
         "cut_due": True,
         "cut_after": None,
         "hold_reason": None,
+        "held_at": None,
+        "held_target": None,
+        "released_target": None,
+        "released_floor": None,
         "last_slots_released": False,
         "sealed_at": min(covering, default=None),
     }
@@ -99,6 +104,7 @@ def lock_windows_due_for_cut(ledger: MemoryLedger, params: Params) -> list[Row]:
         and window["sealed_at"] is None
         and (window["cut_after"] is None or window["cut_after"] <= params["now"])
         and window["ends_at"] <= params["closed_before"]
+        and (params["meters"] is None or METER in params["meters"])
         and (window["ends_at"], window["window_id"]) > (params["after_ends_at"], params["after_window_id"])
     ]
     return sorted(due, key=lambda w: (w["ends_at"], w["window_id"]))[: params["limit"]]
@@ -133,12 +139,22 @@ def _facts(ledger: MemoryLedger, window: Row, now: datetime) -> Row:
         "window_id": window["window_id"],
         "organization_id": window["organization_id"],
         "stripe_customer_id": customer,
+        "meter": METER,
         "event_name": EVENT_NAME,
         "starts_at": window["starts_at"],
         "ends_at": window["ends_at"],
         "target": window["target"],
         "last_slots_released": window["last_slots_released"],
-        "released_target": None,
+        "released_target": window["released_target"],
+        "units": window["target"],
+        "usual_hours": None,
+        "usual_median": None,
+        "was_held": window["held_at"] is not None,
+        "waits_for_a_hold": window["target"] > total
+        and any(
+            other["hold_reason"] == HoldReason.TAKEN_BACK and other["organization_id"] == window["organization_id"]
+            for other in ledger.windows.values()
+        ),
         "stated": total,
         "assured": assured,
         "next_sequence": max((e["sequence"] + 1 for e in entries), default=0),
@@ -192,9 +208,11 @@ def insert_entries(ledger: MemoryLedger, params: Params) -> list[Row]:
 
 @statement
 def settle_windows(ledger: MemoryLedger, params: Params) -> list[Row]:
-    """Not due again before something changes."""
+    """Not due again before something changes; where something was added, a release of taking back is used up."""
     for window_id in params["window_ids"]:
-        ledger.windows[window_id] |= {"cut_due": False, "cut_after": None}
+        ledger.windows[window_id] |= {"cut_due": False, "cut_after": None, "held_at": None, "held_target": None}
+    for window_id in params["added_window_ids"]:
+        ledger.windows[window_id]["released_floor"] = None
     return []
 
 
@@ -210,5 +228,10 @@ def defer_windows(ledger: MemoryLedger, params: Params) -> list[Row]:
 def hold_windows(ledger: MemoryLedger, params: Params) -> list[Row]:
     """For a person."""
     for window_id, reason in zip(params["window_ids"], params["reasons"], strict=True):
-        ledger.windows[window_id]["hold_reason"] = reason
+        hold(ledger.windows[window_id], reason, params["now"])
     return []
+
+
+def hold(window: Row, reason: str, now: datetime) -> None:
+    """Put a window on hold for what it comes to now."""
+    window |= {"hold_reason": reason, "held_at": window["held_at"] or now, "held_target": window["target"]}

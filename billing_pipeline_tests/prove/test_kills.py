@@ -72,7 +72,7 @@ def test_a_worker_with_random_identifiers_is_caught(folder):
 
 def no_gate():
     """A restored ledger goes on as if nothing had happened."""
-    gate._lost_attempts = lambda *_: None
+    gate.lost_attempts = lambda *_: None
     flush.lost_canaries = lambda *_, **__: None
 
 

@@ -191,9 +191,7 @@ def test_a_refused_entry_names_what_stripe_said_and_the_command(trial):
 
     window = only(found)
     assert "10 units owed: Stripe refused entry 1 (" in found.verdict.text
-    assert found.verdict.command == (
-        f"billing-pipeline ledger release-hold {window.row.window_id} --by NAME --reason TEXT"
-    )
+    assert found.verdict.command == (f"billing-pipeline holds release {window.row.window_id} --by NAME --reason TEXT")
     text = text_of(found)
     for words in ("rejected, HTTP 400", "on hold: rejected by stripe"):
         assert words in text

@@ -327,8 +327,6 @@ def test_a_person_seals_and_sees_what_is_owed(flow, bill, closed, database_url, 
     assert f"3 units of acme prompt_tokens ({customer}, 1 windows; bill it by an invoice item)" in out
     ((window_id,),) = flow.connection.execute("SELECT window_id FROM usage_windows WHERE organization_id = 'x'")
     assert f"window {window_id}: x prompt_tokens {closed:%Y-%m-%d %H:%M} UTC, 5 units, more digits than" in out
-    code, out, err = billing_pipeline(
-        "ledger", "release-hold", str(window_id), "--by", "Ann", "--reason", "mended", **where
-    )
+    code, out, err = billing_pipeline("holds", "release", str(window_id), "--by", "Ann", "--reason", "mended", **where)
     assert (code, err) == (0, "")
     assert "On hold" not in billing_pipeline("ledger", "status", **where)[1]

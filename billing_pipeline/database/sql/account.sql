@@ -35,7 +35,7 @@ SELECT date_trunc('second', percentile_disc(0.5) WITHIN GROUP (ORDER BY v.observ
           FROM evidence
          WHERE kind = 'summary_present'
          ORDER BY evidence_id DESC
-         LIMIT %(looked_at)s) v
+         LIMIT %(limit)s) v
   JOIN ledger_entries e USING (entry_id)
  WHERE e.first_attempt_at IS NOT NULL;
 

@@ -8,6 +8,7 @@ SELECT window_id, ends_at
    AND (cut_after IS NULL OR cut_after <= %(now)s)
    AND ends_at <= %(closed_before)s
    AND (%(organization_id)s::text IS NULL OR organization_id = %(organization_id)s)
+   AND (%(meters)s::text[] IS NULL OR meter = ANY (%(meters)s::text[]))
    AND (ends_at, window_id) > (%(after_ends_at)s, %(after_window_id)s)
  ORDER BY ends_at, window_id
  LIMIT %(limit)s
@@ -20,7 +21,8 @@ SELECT window_id, ends_at
 -- side once it is counted again.  One side is stated at a time, taking back first.
 WITH due AS (
     SELECT window_id, organization_id, stripe_customer_id, meter, event_name, starts_at, ends_at, target,
-           period_level, last_slots_released_at IS NOT NULL AS last_slots_released, released_target,
+           period_level, last_slots_released_at IS NOT NULL AS last_slots_released, released_target, held_at,
+           meter_version, units, quantity,
            date_trunc('hour', starts_at, 'UTC') AS hour_at
       FROM usage_windows
      WHERE window_id = ANY (%(window_ids)s::bigint[])
@@ -57,8 +59,22 @@ WITH due AS (
       FROM stated
      ORDER BY window_id, side_target = stated, side_target - stated, begins_at
 )
-SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.starts_at, w.ends_at,
-       w.last_slots_released, w.released_target, w.side_target AS target, w.stated, w.assured, w.sides_due,
+SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.meter, w.event_name, w.starts_at, w.ends_at,
+       w.last_slots_released, w.released_target, w.held_at IS NOT NULL AS was_held,
+       w.side_target AS target, w.stated, w.assured, w.sides_due,
+       -- What the hour shows by itself: of a level, not what it adds to it.
+       CASE WHEN w.period_level IS NULL THEN w.units
+            ELSE w.quantity * (SELECT v.unit_scale
+                                 FROM meter_versions v
+                                WHERE v.meter = w.meter AND tstzrange(v.valid_from, v.valid_until) @> w.starts_at)
+            END AS units,
+       usual.hours AS usual_hours, usual.median AS usual_median,
+       w.side_target > w.stated AND EXISTS (
+           -- What is to be taken back from the organization waits for a person; its units may have moved here.
+           SELECT
+             FROM usage_windows other
+            WHERE other.organization_id = w.organization_id AND other.meter = w.meter
+              AND other.hold_reason = 'too_much_taken_back_at_once') AS waits_for_a_hold,
        coalesce(e.next_sequence, 0) AS next_sequence,
        coalesce(e.open_or_held, false) AS open_or_held,
        e.last_cut_at,
@@ -109,6 +125,8 @@ SELECT w.window_id, w.organization_id, w.stripe_customer_id, w.event_name, w.sta
              beside.end_at] AS span_ends,
        coalesce(lane.used_slots, '{}') AS used_slots
   FROM next_side w
+  LEFT JOIN usual_hours usual ON usual.organization_id = w.organization_id AND usual.meter = w.meter
+   AND usual.meter_version = w.meter_version
   LEFT JOIN LATERAL (
        SELECT max(sequence) + 1 AS next_sequence,
               bool_or(state IN ('pending', 'ambiguous') OR (state = 'rejected' AND hold_reason IS NOT NULL))
@@ -146,8 +164,13 @@ SELECT window_id, sequence, %(epoch)s, stripe_customer_id, event_name, value, sl
        AS cut (window_id, sequence, stripe_customer_id, event_name, value, slot_at, identifier);
 
 -- name: settle_windows
--- Cut, or found to owe nothing: not due again before the target or an entry's state changes.
-UPDATE usage_windows SET cut_due = false, cut_after = NULL WHERE window_id = ANY (%(window_ids)s::bigint[]);
+-- Cut, or found to owe nothing: not due again before the target or an entry's state changes.  Where something was
+-- added, a release of taking back is used up.
+UPDATE usage_windows
+   SET cut_due = false, cut_after = NULL, held_at = NULL, held_target = NULL, hold_detail = NULL,
+       released_floor = CASE WHEN released_floor IS NOT NULL AND window_id <> ALL (%(added_window_ids)s::bigint[])
+                             THEN released_floor END
+ WHERE window_id = ANY (%(window_ids)s::bigint[]);
 
 -- name: defer_windows
 -- Still due, and owed; only not before then.
@@ -158,6 +181,6 @@ UPDATE usage_windows w
 
 -- name: hold_windows
 UPDATE usage_windows w
-   SET hold_reason = held.reason
-  FROM unnest(%(window_ids)s::bigint[], %(reasons)s::text[]) AS held (window_id, reason)
+   SET hold_reason = held.reason, hold_detail = held.detail, held_at = coalesce(w.held_at, %(now)s), held_target = w.target
+  FROM unnest(%(window_ids)s::bigint[], %(reasons)s::text[], %(details)s::text[]) AS held (window_id, reason, detail)
  WHERE w.window_id = held.window_id;

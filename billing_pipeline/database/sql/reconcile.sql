@@ -108,7 +108,13 @@ WITH source_row AS (
                 WHEN w.hold_reason IS NOT NULL THEN 'held'
                 WHEN e.rejected THEN 'rejected'
                 WHEN w.ends_at > {closed_before} THEN 'still_open'
-                WHEN e.open OR w.target - e.stated < least(-e.assured, 0) THEN 'waiting'
+                WHEN e.open OR w.target - e.stated < least(-e.assured, 0)
+                     OR w.target > coalesce(e.stated, 0) AND EXISTS (
+                        -- Its organization is to be taken back from first, and that is on hold.
+                        SELECT
+                          FROM usage_windows held
+                         WHERE held.organization_id = w.organization_id AND held.meter = w.meter
+                           AND held.hold_reason = 'too_much_taken_back_at_once') THEN 'waiting'
                 WHEN w.cut_after > {now} THEN 'coalesced' END AS reason
       FROM (SELECT * FROM usage_windows WHERE starts_at >= {month_start} UNION ALL SELECT * FROM older) w
       LEFT JOIN entry e USING (window_id)

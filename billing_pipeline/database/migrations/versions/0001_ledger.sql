@@ -143,17 +143,22 @@ CREATE TABLE billing_pipeline.usage_windows (
     cut_due BOOLEAN DEFAULT true NOT NULL,
     cut_after TIMESTAMPTZ,
     hold_reason TEXT,
+    hold_detail TEXT,
+    held_at TIMESTAMPTZ,
+    held_target NUMERIC,
     last_slots_released_at TIMESTAMPTZ,
     released_target NUMERIC,
+    released_floor NUMERIC,
     sealed_at TIMESTAMPTZ,
     CONSTRAINT usage_windows_pkey PRIMARY KEY (window_id),
     CONSTRAINT usage_windows_span_check CHECK (starts_at < ends_at),
     CONSTRAINT usage_windows_target_check CHECK (target >= 0 AND target = trunc(target)),
     CONSTRAINT usage_windows_one_hour_check CHECK (date_trunc('hour', starts_at AT TIME ZONE 'UTC') = date_trunc('hour', (ends_at - interval '1 microsecond') AT TIME ZONE 'UTC')),
-    CONSTRAINT usage_windows_natural_key UNIQUE NULLS NOT DISTINCT (organization_id, stripe_customer_id, meter, starts_at, ends_at)
+    CONSTRAINT usage_windows_natural_key UNIQUE NULLS NOT DISTINCT (organization_id, meter, starts_at, ends_at, stripe_customer_id)
 );
 CREATE INDEX usage_windows_cut_due_idx ON billing_pipeline.usage_windows (ends_at, window_id) WHERE cut_due AND hold_reason IS NULL AND stripe_customer_id IS NOT NULL AND sealed_at IS NULL;
 CREATE INDEX usage_windows_fractions_idx ON billing_pipeline.usage_windows (starts_at) WHERE units <> trunc(units) OR carried <> 0;
+CREATE INDEX usage_windows_held_idx ON billing_pipeline.usage_windows (organization_id, meter, window_id) WHERE hold_reason IS NOT NULL;
 CREATE INDEX usage_windows_not_settled_idx ON billing_pipeline.usage_windows (starts_at) WHERE cut_due OR hold_reason IS NOT NULL;
 CREATE INDEX usage_windows_period_levels_idx ON billing_pipeline.usage_windows (organization_id, starts_at) WHERE period_level IS NOT NULL;
 CREATE INDEX usage_windows_starts_at_idx ON billing_pipeline.usage_windows (starts_at);
@@ -171,9 +176,26 @@ COMMENT ON COLUMN billing_pipeline.usage_windows.cutoff_at IS 'clock of the snap
 COMMENT ON COLUMN billing_pipeline.usage_windows.cut_due IS 'target may differ from stated';
 COMMENT ON COLUMN billing_pipeline.usage_windows.cut_after IS 'so many corrections that the next waits until then, and takes all since';
 COMMENT ON COLUMN billing_pipeline.usage_windows.hold_reason IS 'not null: owed, but cannot be cut; waits for a person';
+COMMENT ON COLUMN billing_pipeline.usage_windows.hold_detail IS 'the limit that was exceeded, for a person';
+COMMENT ON COLUMN billing_pipeline.usage_windows.held_at IS 'when the cutter first held it; kept while it is only looked at anew';
+COMMENT ON COLUMN billing_pipeline.usage_windows.held_target IS 'the target that is held; another one is looked at anew';
 COMMENT ON COLUMN billing_pipeline.usage_windows.last_slots_released_at IS 'a person let the cutter use the reserved last minutes';
-COMMENT ON COLUMN billing_pipeline.usage_windows.released_target IS 'a person let it be stated up to here, beyond the meter''s hour_max';
+COMMENT ON COLUMN billing_pipeline.usage_windows.released_target IS 'a person let it be stated up to here, whatever the brakes say';
+COMMENT ON COLUMN billing_pipeline.usage_windows.released_floor IS 'a person let it be taken back down to here, until something is added';
 COMMENT ON COLUMN billing_pipeline.usage_windows.sealed_at IS 'the invoice is final; only an adjustment may follow';
+
+CREATE TABLE billing_pipeline.usual_hours (
+    organization_id TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    meter_version TEXT NOT NULL,
+    hours BIGINT NOT NULL,
+    median NUMERIC NOT NULL,
+    CONSTRAINT usual_hours_pkey PRIMARY KEY (organization_id, meter)
+);
+COMMENT ON TABLE billing_pipeline.usual_hours IS 'what an organization uses of a meter in an hour, for the brakes; made anew by each full aggregation';
+COMMENT ON COLUMN billing_pipeline.usual_hours.meter_version IS 'to another definition, these hours are no measure';
+COMMENT ON COLUMN billing_pipeline.usual_hours.hours IS 'with usage, of the last 28 days';
+COMMENT ON COLUMN billing_pipeline.usual_hours.median IS 'Stripe units of such an hour, exact';
 
 CREATE TABLE billing_pipeline.ledger_identity (
     singleton BOOLEAN DEFAULT true NOT NULL,
@@ -370,6 +392,7 @@ CREATE TABLE billing_pipeline.ledger_entries (
     CONSTRAINT ledger_entries_window_id_fkey FOREIGN KEY(window_id) REFERENCES billing_pipeline.usage_windows (window_id)
 )
  WITH (fillfactor = 50);
+CREATE INDEX ledger_entries_held_idx ON billing_pipeline.ledger_entries (window_id) WHERE hold_reason IS NOT NULL;
 CREATE INDEX ledger_entries_not_settled_idx ON billing_pipeline.ledger_entries (window_id) WHERE NOT settled OR hold_reason IS NOT NULL;
 CREATE INDEX ledger_entries_replaced_slot_idx ON billing_pipeline.ledger_entries (stripe_customer_id, event_name, slot_at) WHERE replaced;
 CREATE INDEX ledger_entries_slot_at_idx ON billing_pipeline.ledger_entries (slot_at);
