@@ -6,6 +6,8 @@ A run that meets another flush under way ends well, with `skipped` true and no e
 
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -40,6 +42,19 @@ USAGE_FLUSH = "usage_flush"
 STRIPE_POOL = "stripe"
 RETRIES = dg.RetryPolicy(max_retries=2, delay=15, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """Of a stage whose database or Stripe did not answer; the resource forbids it for every other failure."""
+FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(minutes=90), fail_window=timedelta(hours=3))
+"""A flush is due every hour; a run that was skipped for another one counts, because that one did the work."""
+FLUSH_TAG = "billing/flush_id"
+"""The number of the flush that a run was: the fence of its lease, which no other flush has."""
+
+usage_asset = partial(
+    dg.asset,
+    group_name=GROUP,
+    owners=["team:billing"],
+    tags={"billing/flow": GROUP},
+    retry_policy=RETRIES,
+    freshness_policy=FRESHNESS,
+)
 
 Report = TypeVar("Report")
 
@@ -54,12 +69,17 @@ def run_stage(
     try:
         with billing.usage_flow(context.run.run_id, context.instance) as flow:
             report = stage(flow)
+            flush_id = flow.flush_id
     except LeaseHeld as exc:
         return dg.MaterializeResult(metadata={"skipped": True, "reason": str(exc)})
-    return dg.MaterializeResult(metadata={"skipped": False} | describe(report))
+    told = {"skipped": False} | describe(report)
+    if flush_id is not None:
+        context.instance.add_run_tags(context.run.run_id, {FLUSH_TAG: str(flush_id)})
+        told["flush_id"] = flush_id
+    return dg.MaterializeResult(metadata=told)
 
 
-@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"postgres", "pandera"})
+@usage_asset(kinds={"postgres", "pandera"})
 def billable_events(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """What the product did, one row per event, owned by the upstream team.
 
@@ -90,7 +110,7 @@ def billable_events(context: dg.AssetExecutionContext, billing: BillingResource)
     return run_stage(context, billing, stage, describe)
 
 
-@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"postgres"}, deps=[billable_events])
+@usage_asset(kinds={"postgres"}, deps=[billable_events])
 def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """What each organization used per meter and UTC clock hour, according to the source now.
 
@@ -116,7 +136,7 @@ def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -
     return run_stage(context, billing, stage, describe)
 
 
-@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"postgres"}, deps=[usage_windows])
+@usage_asset(kinds={"postgres"}, deps=[usage_windows])
 def ledger_entries(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Immutable amounts stated to Stripe: for each closed window, target minus what was stated before."""
 
@@ -126,7 +146,7 @@ def ledger_entries(context: dg.AssetExecutionContext, billing: BillingResource) 
     return run_stage(context, billing, UsageFlow.cut, describe)
 
 
-@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"stripe"}, deps=[ledger_entries], pool=STRIPE_POOL)
+@usage_asset(kinds={"stripe"}, deps=[ledger_entries], pool=STRIPE_POOL)
 def meter_events(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Ledger entries as Stripe received them; each attempt is committed before its request leaves.
 
@@ -142,7 +162,7 @@ def meter_events(context: dg.AssetExecutionContext, billing: BillingResource) ->
     return run_stage(context, billing, stage, describe)
 
 
-@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"stripe"}, deps=[meter_events])
+@usage_asset(kinds={"stripe"}, deps=[meter_events])
 def meter_event_confirmations(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Entries settled by Stripe's own summaries: shown with exactly their value, or provably not counted."""
 
@@ -157,7 +177,7 @@ def meter_event_confirmations(context: dg.AssetExecutionContext, billing: Billin
     return run_stage(context, billing, stage, describe)
 
 
-@dg.asset(group_name=GROUP, retry_policy=RETRIES, kinds={"postgres"}, deps=[meter_event_confirmations])
+@usage_asset(kinds={"postgres"}, deps=[meter_event_confirmations])
 def usage_reconciliation(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Source, ledger and Stripe side by side for every organization and meter, with each difference named.
 

@@ -83,17 +83,21 @@ class UsageFlow:
         self.mark = HighWaterMark(settings.mark_url)
         self.new_sink: Callable[[], MeterSink] = lambda: make_sink(settings)
         self.database_url = database_url
+        self.flush_id: int | None = None
+        """The fence of this flow's lease, once it has one: no other flush has the same."""
         self._holder = holder
 
     def take_lease(self) -> Lease:
         """The right to flush, kept by this flow's holder through all stages.  Raises `LeaseHeld`."""
-        return acquire(
+        lease = acquire(
             self.connection,
             lock_key=self.settings.stripe_usage_flush_lock_key,
             holder=self._holder,
             ttl=self._lease_ttl,
             now=self.clock(),
         )
+        self.flush_id = lease.fence
+        return lease
 
     def give_lease_back(self) -> None:
         """After the last stage, whatever came of it."""
