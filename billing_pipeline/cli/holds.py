@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from billing_pipeline.domain.prices import UnitPrice
     from billing_pipeline.usage.hold import HeldUnits, HeldWindow, Released, WaitingBehind
 
-app = typer.Typer(help="See what waits for a person before it is stated, and release it.", no_args_is_help=True)
+app = typer.Typer(help="See what is on hold for a person, and release it.", no_args_is_help=True)
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -43,9 +43,9 @@ def list_command(
         bool, typer.Option("--json", help="For programs; amounts are texts, so that none is cut.")
     ] = False,
 ) -> None:
-    """Show what is on hold, by reason, the oldest first, and what to do.
+    """Show what is on hold, why, and what to do.
 
-    Works while Stripe does not answer; then the money is unknown.
+    By reason, the oldest first.  Works while Stripe does not answer; then the money is unknown.
 
     Example: billing-pipeline holds list --meter prompt_tokens
     """
@@ -75,17 +75,17 @@ def release(
     by: By,
     reason: Reason,
     window_ids: Annotated[
-        list[int] | None, typer.Argument(min=1, max=2**63 - 1, help="Numbers of windows, as `holds list` shows them.")
+        list[int] | None, typer.Argument(help="Numbers of windows, as `holds list` shows them.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every window on hold for --reason-code.")] = False,
     reason_code: Annotated[str | None, typer.Option("--reason-code", help="With --all: only this reason.")] = None,
     organization: Organization = None,
     meter: Meter = None,
 ) -> None:
-    """Let the next flush state windows that are on hold: all of those named, or none.
+    """Let the next flush state what is on hold.
 
-    No brake holds them again up to what they come to now; beyond that they are braked anew.
-    What Stripe still cannot take is held again, with its reason.
+    All of the windows that are meant, or none.  No brake holds them again up to what they come to now; beyond that they
+    are braked anew.  What Stripe still cannot take is held again, with its reason.
 
     Example: billing-pipeline holds release 4711 --by Ada --reason "asked the customer"
     """

@@ -21,6 +21,7 @@ from billing_pipeline.errors import LedgerFrozen, UserError
 from billing_pipeline.usage.brakes import window_parts
 from billing_pipeline.usage.gate import Identity, record_operation
 
+WINDOW_ID_MAX = 2**63 - 1
 IDS_LOGGED_MAX = 1_000
 """Of a release: beyond these the operator log has the choice and the sums."""
 
@@ -125,7 +126,8 @@ def release_windows(
 
     def write() -> list[Released]:
         _require_open(connection)
-        found = queries.fetch_dicts(connection, "windows_on_hold", {"window_ids": asked}, parts=_parts())
+        possible = [window_id for window_id in asked if 0 < window_id <= WINDOW_ID_MAX]
+        found = queries.fetch_dicts(connection, "windows_on_hold", {"window_ids": possible}, parts=_parts())
         on_hold = {row["window_id"] for row in found}
         if others := [window_id for window_id in asked if window_id not in on_hold]:
             raise UserError(
