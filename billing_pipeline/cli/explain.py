@@ -44,7 +44,7 @@ def explain_command(
         bool, typer.Option("--json", help="For programs; amounts are texts, so that none is cut.")
     ] = False,
 ) -> None:
-    """Say why an hour, an entry or a line of an invoice was billed what it was.
+    """Say why an hour or an invoice line was billed so.
 
     From the rows of the source over the arithmetic to each attempt and what Stripe showed; ends with one plain line.
     Changes nothing, and works on a standby and while the ledger is frozen.

@@ -31,7 +31,7 @@ from billing_pipeline.usage.contract import ContractReport, rows_in_quarantine
 from billing_pipeline.usage.cut import CutReport
 from billing_pipeline.usage.flush import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
-from billing_pipeline.usage.money import MoneyAtRisk
+from billing_pipeline.usage.money import MoneyAtRisk, tell_money
 from billing_pipeline.usage.periods import PeriodsReport
 from billing_pipeline.usage.resubmit import submit_until_answered
 from billing_pipeline.usage.submit import SubmitReport
@@ -172,7 +172,7 @@ def meter_event_confirmations(context: dg.AssetExecutionContext, billing: Billin
 
     def stage(flow: UsageFlow) -> tuple[ConfirmReport, MoneyAtRisk]:
         flow.apply_error_reports()
-        return flow.confirm(), flow.tell_money()
+        return flow.confirm(), tell_money(flow.connection, now=flow.clock())
 
     return run_stage(context, billing, stage, describe)
 

@@ -48,7 +48,7 @@ from billing_pipeline.usage.cut import CutReport, cut
 from billing_pipeline.usage.error_reports import ErrorReportsRead, apply_error_reports, read_since
 from billing_pipeline.usage.lease import Lease, acquire, release
 from billing_pipeline.usage.mark import HighWaterMark
-from billing_pipeline.usage.money import MoneyAtRisk, log_money_at_risk, money_at_risk
+from billing_pipeline.usage.money import MoneyAtRisk, tell_money
 from billing_pipeline.usage.periods import PeriodsReport, sync_periods
 from billing_pipeline.usage.resubmit import submit_until_answered
 from billing_pipeline.usage.send import MeterSink
@@ -304,12 +304,6 @@ class UsageFlow:
             clock=self.clock,
         )
 
-    def tell_money(self) -> MoneyAtRisk:
-        """What is not proved after this flush, told in the log as well."""
-        found = money_at_risk(self.connection, now=self.clock())
-        log_money_at_risk(found)
-        return found
-
     def pass_gate(self, *, contract: bool = True) -> gate.Identity:
         """The identity, if everything that must hold before sending holds.  Raises `GateClosed`."""
         account = read_account(self.stripe, self.settings)
@@ -398,7 +392,7 @@ def flush(
         submit_report = submit_until_answered(lambda: flow.submit(on_progress), attempts=attempts, sleep=sleep)
         flow.apply_error_reports()
         confirmed = flow.confirm()
-        money = flow.tell_money()
+        money = tell_money(flow.connection, now=flow.clock())
         return FlushReport(contract, periods, aggregation, volume, cut_report, submit_report, confirmed, money)
     finally:
         flow.give_lease_back()

@@ -62,10 +62,12 @@ def money_at_risk(connection: Connection[Any], *, now: datetime) -> MoneyAtRisk:
     return MoneyAtRisk(**found, **proved)
 
 
-def log_money_at_risk(found: MoneyAtRisk) -> None:
-    """One line with all of it, for whoever watches the log."""
+def tell_money(connection: Connection[Any], *, now: datetime) -> MoneyAtRisk:
+    """All of it, and one line of the log with it, for whoever watches that."""
+    found = money_at_risk(connection, now=now)
     told = {name: value if isinstance(value, int) else str(value) for name, value in asdict(found).items()}
     milestones.info("Stripe usage flush money at risk", extra={"action": "money_at_risk", **told})
+    return found
 
 
 def failing_entries(connection: Connection[Any]) -> list[FailingEntry]:
