@@ -175,6 +175,8 @@ def test_the_dagster_job_bills_and_reconciles(flow, bill, simulator, settings, m
         "ledger_invariants_hold": True,
         "source_ledger_and_stripe_agree": True,
         "usage_is_sent_in_time": True,
+        "meter_events_get_through": True,
+        "doubt_is_settled_in_time": True,
     }
 
 

@@ -65,8 +65,9 @@ def test_line_c37_to_c41_a_flush_says_that_it_began_each_batch_and_that_it_ended
         "Stripe usage flush batch started",
         "Stripe usage flush batch completed",
         "Stripe usage flush completed",
+        "Stripe usage flush money at risk",
     ]
-    started, batch, batch_done, done = lines(caplog, MILESTONES)
+    started, batch, batch_done, done, _ = lines(caplog, MILESTONES)
     assert [record.action for record in (started, batch, batch_done, done)] == [
         "flush_started",
         "batch_started",
@@ -88,6 +89,7 @@ def test_line_c38_a_flush_with_nothing_to_send_says_so(flow, bill, caplog):
         "Stripe usage flush started",
         "Stripe usage flush found no pending events",
         "Stripe usage flush completed",
+        "Stripe usage flush money at risk",
     ]
     assert words(caplog, SEND) == []
 
