@@ -29,7 +29,9 @@ RETRY_SECONDS = (15, 60)
 """Before the second and the third attempt of `flush-hourly` where the database or Stripe did not answer at all."""
 
 Full = Annotated[bool, typer.Option("--full", help="Recompute the whole lookback, not only what was touched.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; amounts are texts.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; units are whole numbers or texts, never cut.")
+]
 
 
 @app.command("flush-now")
@@ -133,7 +135,7 @@ def _flush(
             typer.echo(json.dumps(told, indent=2, default=str))
         else:
             _print_flush(report)
-            _print_outlook(flow)
+            _print_outlook(flow, report)
     return report
 
 
@@ -159,7 +161,7 @@ def _with_progress(flow: UsageFlow, *, full: bool, attempts: int, plan_hash: str
         return flush(flow, scope=Scope.FULL if full else None, attempts=attempts, cut=cut, on_progress=on_progress)
 
 
-def _print_outlook(flow: UsageFlow) -> None:
+def _print_outlook(flow: UsageFlow, report: FlushReport) -> None:
     """What this flush could not do, and who can."""
     from billing_pipeline.database import queries
     from billing_pipeline.settings import Level
@@ -170,11 +172,11 @@ def _print_outlook(flow: UsageFlow) -> None:
         )
     names = [str(row["organization_id"]) for row in queries.fetch_dicts(flow.connection, "unmapped_organizations")]
     if names:
-        owed = queries.fetch_dicts(flow.connection, "money_at_risk", {"now": flow.clock()})[0]["units_unmapped"]
         shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
         typer.echo(
             as_typed(
-                f"Owed:      {amount(owed)} units wait, because organizations have no Stripe customer: {shown}. "
+                f"Owed:      {amount(report.money.units_unmapped)} units wait, because organizations have no "
+                f"Stripe customer: {shown}. "
                 "`billing-pipeline create-customers` makes and maps customers in test mode."
             )
         )

@@ -26,7 +26,9 @@ WIDTH = 200
 
 def plan_command(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many organizations and meters to list.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; amounts are texts.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; units are whole numbers, money is texts.")
+    ] = False,
 ) -> None:
     """Show what a flush would send, and send nothing.
 

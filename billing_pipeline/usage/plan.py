@@ -26,6 +26,7 @@ from billing_pipeline.usage import gate
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.cut import CutReport
 from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.money import money_at_risk
 from billing_pipeline.usage.periods import sync_periods
 
 HASH_LENGTH = 16
@@ -187,7 +188,7 @@ def _plan(flow: UsageFlow, identity: gate.Identity, report: CutReport, closed_be
         organizations=organizations["organizations"],
         sent_again=again,
         cut=report,
-        units_unmapped=queries.fetch_dicts(flow.connection, "money_at_risk", {"now": now})[0]["units_unmapped"],
+        units_unmapped=money_at_risk(flow.connection, now=now).units_unmapped,
     )
 
 

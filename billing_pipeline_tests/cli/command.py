@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from billing_pipeline_tests.fix_simulator import RunningSimulator
+
 COMMAND = "import sys; from billing_pipeline.cli.main import app, run\n"
 
 
@@ -31,3 +33,16 @@ def billing_pipeline(*arguments: str, folder: Path, before: str = "", **settings
     process = start(*arguments, folder=folder, before=before, **settings)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+def live_against(simulator: RunningSimulator, *, folder: Path, database_url: str) -> dict[str, object]:
+    """Where to run a command, and the settings that let it bill in earnest, against the simulator."""
+    return {
+        "folder": folder,
+        "DATABASE_URL": database_url,
+        "BILLING_STATE_DIR": "state",
+        "STRIPE_API_BASE": simulator.url,
+        "STRIPE_SECRET_KEY": simulator.key,
+        "ENABLE_BILLING": "true",
+        "BILLING_MODE": "live",
+    }

@@ -13,7 +13,7 @@ from billing_pipeline.stripe_simulator.faults import FaultKind
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline.usage.lease import acquire
 from billing_pipeline_tests.builders import billable_event, insert_events, map_customer
-from billing_pipeline_tests.cli.command import billing_pipeline
+from billing_pipeline_tests.cli.command import billing_pipeline, live_against
 from billing_pipeline_tests.fix_flow import canary_of, counted_by_stripe, live_settings
 from billing_pipeline_tests.fix_simulator import make_core, running_simulator
 from billing_pipeline_tests.fix_trial import Weather
@@ -48,15 +48,7 @@ def stack(tmp_path, database_url, connection, weather):
         at = datetime.now(UTC) - timedelta(hours=3)
         insert_events(connection, billable_event(organization_id="acme", quantity=7, occurred_at=at))
         yield (
-            {
-                "folder": tmp_path,
-                "DATABASE_URL": database_url,
-                "BILLING_STATE_DIR": "state",
-                "STRIPE_API_BASE": simulator.url,
-                "STRIPE_SECRET_KEY": simulator.key,
-                "ENABLE_BILLING": "true",
-                "BILLING_MODE": "live",
-            },
+            live_against(simulator, folder=tmp_path, database_url=database_url),
             simulator,
         )
 

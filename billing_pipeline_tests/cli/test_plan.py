@@ -10,7 +10,7 @@ from billing_pipeline.stripe_api.catalogue import set_up_catalogue
 from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline_tests.builders import billable_event, insert_events, map_customer
-from billing_pipeline_tests.cli.command import billing_pipeline
+from billing_pipeline_tests.cli.command import billing_pipeline, live_against
 from billing_pipeline_tests.fix_flow import counted_by_stripe, live_settings
 
 pytestmark = pytest.mark.slow
@@ -32,15 +32,7 @@ def stack(tmp_path, database_url, connection, simulator):
         {"currency": "usd", "product": product.id, "unit_amount_decimal": "0.25", "recurring": recurring}
     )
     insert_events(connection, billable_event(organization_id="acme", quantity=4_200, occurred_at=AT))
-    return {
-        "folder": tmp_path,
-        "DATABASE_URL": database_url,
-        "BILLING_STATE_DIR": "state",
-        "STRIPE_API_BASE": simulator.url,
-        "STRIPE_SECRET_KEY": simulator.key,
-        "ENABLE_BILLING": "true",
-        "BILLING_MODE": "live",
-    }
+    return live_against(simulator, folder=tmp_path, database_url=database_url)
 
 
 def test_a_plan_is_shown_with_its_money_and_kept_by_the_flush(stack, simulator):

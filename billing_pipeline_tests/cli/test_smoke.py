@@ -15,7 +15,7 @@ from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.usage.catalogue import load_catalogue
 from billing_pipeline.usage.lease import acquire
 from billing_pipeline_tests.builders import billable_event, insert_events, map_customer
-from billing_pipeline_tests.cli.command import billing_pipeline
+from billing_pipeline_tests.cli.command import billing_pipeline, live_against
 from billing_pipeline_tests.fix_flow import counted_by_stripe, live_settings
 
 pytestmark = pytest.mark.slow
@@ -41,15 +41,7 @@ def customers(tmp_path, database_url, connection, simulator):
 
 @pytest.fixture
 def stack(tmp_path, database_url, simulator, customers):
-    return {
-        "folder": tmp_path,
-        "DATABASE_URL": database_url,
-        "BILLING_STATE_DIR": "state",
-        "STRIPE_API_BASE": simulator.url,
-        "STRIPE_SECRET_KEY": simulator.key,
-        "ENABLE_BILLING": "true",
-        "BILLING_MODE": "live",
-    }
+    return live_against(simulator, folder=tmp_path, database_url=database_url)
 
 
 def steps(out):

@@ -54,6 +54,8 @@ def webserver(folder, module, location=LOCATION, config="telemetry: {enabled: fa
         served(DagsterWebserver(workspace).create_asgi_app()) as port,
     ):
         yield port, instance, workspace
+    # Dagster ends its code servers without waiting for them; collected later, they would fail whichever test runs then.
+    workspace._grpc_server_registry.wait_for_processes()
 
 
 def asked(port, *, require_enabled=False):
