@@ -34,6 +34,7 @@ setup(
         "adbc-driver-manager",
         "adbc-driver-postgresql",
         "aiohttp",
+        "fastapi",
         "fsspec",
         "alembic",
         "pandas>=3",

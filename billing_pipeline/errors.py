@@ -12,6 +12,7 @@
     │   ├── LedgerFrozen           the ledger is frozen until a person releases it
     │   ├── IdentityMismatch       this ledger belongs to another Stripe account or mode
     │   └── ContractBlocked        the contract failed and the setting is fail-closed
+    ├── DeliveryRefused            a webhook delivery that is not Stripe's, or not for us; nothing was stored
     ├── Refused                    a guard forbids what a person asked for; nothing was changed
     └── StripeRefused              Stripe gave a definitive answer we cannot turn into progress
 
@@ -100,6 +101,18 @@ class ContractBlocked(GateClosed):
     """The data contract failed and the pipeline is set to fail closed."""
 
     anchor = "contract"
+
+
+class DeliveryRefused(BillingError):
+    """A webhook delivery that is not Stripe's, or not for us; nothing was stored.
+
+    `reason` is one of missing_signature, invalid_signature, stale_signature, invalid_payload, wrong_mode and
+    wrong_account.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Refused(BillingError):

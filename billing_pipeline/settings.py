@@ -93,6 +93,15 @@ class Settings(BaseSettings):
     stripe_usage_flush_lock_key: str = Field(default="usage-flush", min_length=1, max_length=200)
     stripe_usage_flush_lock_ttl_seconds: int = Field(default=3300, ge=60, le=86_400)
 
+    stripe_webhook_secret: SecretStr | None = Field(
+        default=None, description="whsec_...; several, separated by commas, while one is being rolled"
+    )
+    billing_intake_port: int = Field(default=8000, ge=1, le=65535, description="of billing-pipeline serve")
+    billing_dispatch_sla_seconds: int = Field(default=300, ge=10, description="a claimed event is done by then")
+    billing_dispatch_attempts_max: int = Field(default=10, ge=1, description="then it is parked for a person")
+    billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="bodies and payloads of handled events")
+    saas_workspace_booking_url: str | None = Field(default=None, description="where who lacks saas is sent")
+
     billing_mark_url: str | None = Field(default=None, description="any fsspec address; unset: a file in the state dir")
     billing_safe_send_seconds: int = Field(default=72_000, ge=60)
     billing_lateness_seconds: int = Field(default=3_600, ge=20)
@@ -124,6 +133,16 @@ class Settings(BaseSettings):
             raise ValueError("is a placeholder; fill in a key of yours, or leave it empty for the simulator")
         return key
 
+    @field_validator("stripe_webhook_secret")
+    @classmethod
+    def _webhook_secrets_are_some(cls, secrets: SecretStr | None) -> SecretStr | None:
+        for secret in _listed(secrets.get_secret_value() if secrets else ""):
+            if not secret.startswith("whsec_"):
+                raise ValueError("must start with whsec_; several are separated by commas")
+            if is_placeholder(secret):
+                raise ValueError("is a placeholder; fill in the endpoint's signing secret, or leave it empty")
+        return secrets
+
     @field_validator("database_url", "dagster_database_url")
     @classmethod
     def _url_is_filled_in(cls, url: SecretStr | None) -> SecretStr | None:
@@ -154,9 +173,7 @@ class Settings(BaseSettings):
     @field_validator("stripe_billing_contract_required_event_types", mode="before")
     @classmethod
     def _types_are_listed_with_commas(cls, types: object) -> object:
-        if isinstance(types, str):
-            return tuple(dict.fromkeys(kind for part in types.split(",") if (kind := part.strip())))
-        return types
+        return _listed(types) if isinstance(types, str) else types
 
     @field_validator("billing_start_at")
     @classmethod
@@ -211,6 +228,11 @@ class Settings(BaseSettings):
         return 1_000 if self.livemode else (100_000 if self.uses_simulator else 25)
 
     @cached_property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """The signing secrets that are active, the newest first by convention; never log them."""
+        return _listed(self.stripe_webhook_secret.get_secret_value() if self.stripe_webhook_secret else "")
+
+    @cached_property
     def uses_simulator(self) -> bool:
         """Without a Stripe key, everything talks to the local simulator."""
         return self.stripe_secret_key is None
@@ -260,6 +282,10 @@ def load_settings(**overrides: Any) -> Settings:
     if faults:
         raise SettingsError(_told(faults))
     return settings
+
+
+def _listed(values: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(value for part in values.split(",") if (value := part.strip())))
 
 
 def _told(faults: list[str]) -> str:

@@ -1,7 +1,8 @@
 """The schema as a whole: one table per noun of the glossary, with the invariants the database itself can hold.
 
-The tables are in `usage_tables.py`, `ledger_tables.py` and `lane_tables.py`; what SQLAlchemy cannot say (types, views,
-guards, the row contract) is in `schema/*.sql` and created with them.
+The tables are in `usage_tables.py`, `ledger_tables.py`, `lane_tables.py`, `inbox_tables.py` and
+`projection_tables.py`; what SQLAlchemy cannot say (types, views, guards, the row contract) is in `schema/*.sql` and
+created with them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,22 @@ from importlib import resources
 from sqlalchemy import DDL, event
 
 from billing_pipeline.database.base import SCHEMA, metadata, source_metadata
+from billing_pipeline.database.inbox_tables import stripe_events
 from billing_pipeline.database.lane_tables import lanes
 from billing_pipeline.database.ledger_tables import entry_state
+from billing_pipeline.database.projection_tables import PROJECTIONS
 from billing_pipeline.database.usage_tables import billable_events
 
-__all__ = ["SCHEMA", "billable_events", "entry_state", "lanes", "metadata", "source_metadata"]
+__all__ = [
+    "PROJECTIONS",
+    "SCHEMA",
+    "billable_events",
+    "entry_state",
+    "lanes",
+    "metadata",
+    "source_metadata",
+    "stripe_events",
+]
 
 
 def _schema_sql(name: str) -> str:
@@ -31,3 +43,4 @@ _attach("before_create", "types.sql")
 _attach("after_create", "contract.sql")
 _attach("after_create", "guards.sql")
 _attach("after_create", "periods.sql")
+_attach("after_create", "webhooks.sql")

@@ -8,6 +8,120 @@ CREATE TYPE billing_pipeline.entry_state AS ENUM ('pending', 'ambiguous', 'accep
 -- with what PostgreSQL ships; managed servers do not always offer the btree_gist extension.
 CREATE TYPE billing_pipeline.text_range AS RANGE (subtype = text, collation = "C");
 
+CREATE TABLE billing_pipeline.stripe_events (
+    stripe_event_id TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    payload_style TEXT NOT NULL,
+    api_version TEXT,
+    livemode BOOLEAN NOT NULL,
+    stripe_account TEXT,
+    object_id TEXT,
+    object_key TEXT NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    tenant_hint TEXT,
+    raw_body BYTEA,
+    body_digest BYTEA,
+    payload JSONB,
+    origin TEXT NOT NULL,
+    matched_secret TEXT,
+    received_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    attempted_at TIMESTAMPTZ,
+    processed_at TIMESTAMPTZ,
+    failed_at TIMESTAMPTZ,
+    processing_outcome TEXT DEFAULT 'received' NOT NULL,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    error_class TEXT,
+    processing_error TEXT,
+    CONSTRAINT stripe_events_pkey PRIMARY KEY (stripe_event_id),
+    CONSTRAINT stripe_events_stripe_event_id_check CHECK (stripe_event_id ~ '^evt_'),
+    CONSTRAINT stripe_events_payload_style_check CHECK (payload_style IN ('snapshot', 'thin')),
+    CONSTRAINT stripe_events_origin_check CHECK (origin IN ('webhook', 'sweep')),
+    CONSTRAINT stripe_events_processing_outcome_check CHECK (processing_outcome IN ('received', 'processed', 'ignored', 'failed', 'parked')),
+    CONSTRAINT stripe_events_processed_at_check CHECK ((processing_outcome IN ('processed', 'ignored')) = (processed_at IS NOT NULL)),
+    CONSTRAINT stripe_events_failed_whole_check CHECK (processing_outcome NOT IN ('failed', 'parked') OR num_nonnulls(failed_at, error_class, processing_error) = 3)
+);
+CREATE INDEX stripe_events_failed_idx ON billing_pipeline.stripe_events (received_at) WHERE processing_outcome IN ('failed', 'parked');
+CREATE INDEX stripe_events_received_at_idx ON billing_pipeline.stripe_events (received_at);
+COMMENT ON COLUMN billing_pipeline.stripe_events.payload_style IS 'snapshot: with the object; thin: only what it is about';
+COMMENT ON COLUMN billing_pipeline.stripe_events.api_version IS 'the shape of the object in the payload; null: thin, or older than versions';
+COMMENT ON COLUMN billing_pipeline.stripe_events.stripe_account IS 'a connected account; null: our own';
+COMMENT ON COLUMN billing_pipeline.stripe_events.object_id IS 'what the event is about; null: nothing with an id';
+COMMENT ON COLUMN billing_pipeline.stripe_events.object_key IS 'events with the same key are handled one at a time, in order';
+COMMENT ON COLUMN billing_pipeline.stripe_events.created_at IS 'Stripe''s; whole seconds, milliseconds where thin';
+COMMENT ON COLUMN billing_pipeline.stripe_events.tenant_hint IS 'the organization that the object''s metadata names; only a hint';
+COMMENT ON COLUMN billing_pipeline.stripe_events.raw_body IS 'the bytes that were signed; null: swept, or their retention is over';
+COMMENT ON COLUMN billing_pipeline.stripe_events.body_digest IS 'SHA-256 of the raw body';
+COMMENT ON COLUMN billing_pipeline.stripe_events.payload IS 'the same, parsed; null: its retention is over';
+COMMENT ON COLUMN billing_pipeline.stripe_events.origin IS 'webhook: delivered; sweep: found in Stripe''s list';
+COMMENT ON COLUMN billing_pipeline.stripe_events.matched_secret IS 'prefix and last four of the secret that signed it; null: swept';
+COMMENT ON COLUMN billing_pipeline.stripe_events.attempted_at IS 'when it was last handled, well or not';
+COMMENT ON COLUMN billing_pipeline.stripe_events.processed_at IS 'when it came to its end: processed or ignored';
+COMMENT ON COLUMN billing_pipeline.stripe_events.failed_at IS 'when it last failed';
+COMMENT ON COLUMN billing_pipeline.stripe_events.error_class IS 'what kind of failure, for triage';
+COMMENT ON COLUMN billing_pipeline.stripe_events.processing_error IS 'what failed and what to do next, without secrets or personal data';
+
+CREATE TABLE billing_pipeline.object_refetches (
+    object_id TEXT NOT NULL,
+    object_kind TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    not_before TIMESTAMPTZ NOT NULL,
+    due_at TIMESTAMPTZ NOT NULL,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    error TEXT,
+    CONSTRAINT object_refetches_pkey PRIMARY KEY (object_id, object_kind)
+);
+CREATE INDEX object_refetches_due_idx ON billing_pipeline.object_refetches (due_at);
+COMMENT ON TABLE billing_pipeline.object_refetches IS 'objects that only Stripe can tell the state of; asked after the transaction that found out';
+COMMENT ON COLUMN billing_pipeline.object_refetches.object_id IS 'of a customer''s entitlements: the customer';
+COMMENT ON COLUMN billing_pipeline.object_refetches.reason IS 'tie: two versions of one second; incomplete: a list cut short';
+COMMENT ON COLUMN billing_pipeline.object_refetches.not_before IS 'Stripe''s clock must be past this for an answer to decide';
+
+CREATE TABLE billing_pipeline.object_snapshots (
+    snapshot_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    object_id TEXT NOT NULL,
+    object_kind TEXT NOT NULL,
+    read_at TIMESTAMPTZ NOT NULL,
+    reason TEXT NOT NULL,
+    payload JSONB NOT NULL,
+    stored_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT object_snapshots_pkey PRIMARY KEY (snapshot_id)
+);
+CREATE INDEX object_snapshots_object_idx ON billing_pipeline.object_snapshots (object_kind, object_id);
+COMMENT ON TABLE billing_pipeline.object_snapshots IS 'objects as Stripe showed them when asked; with the events, what every projection can be made anew from';
+COMMENT ON COLUMN billing_pipeline.object_snapshots.read_at IS 'Stripe''s clock, whole seconds';
+COMMENT ON COLUMN billing_pipeline.object_snapshots.payload IS 'the object as Stripe showed it; deleted: true where it is gone';
+
+CREATE TABLE billing_pipeline.event_sweeps (
+    sweep_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    complete_from TIMESTAMPTZ NOT NULL,
+    complete_through TIMESTAMPTZ NOT NULL,
+    events_listed BIGINT NOT NULL,
+    events_missing BIGINT NOT NULL,
+    finished_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT event_sweeps_pkey PRIMARY KEY (sweep_id),
+    CONSTRAINT event_sweeps_span_check CHECK (complete_from <= complete_through)
+);
+COMMENT ON COLUMN billing_pipeline.event_sweeps.complete_through IS 'every event of Stripe''s until then is in the inbox';
+COMMENT ON COLUMN billing_pipeline.event_sweeps.events_missing IS 'never delivered; inserted by this sweep';
+
+CREATE TABLE billing_pipeline.signature_failures (
+    minute_at TIMESTAMPTZ NOT NULL,
+    reason TEXT NOT NULL,
+    deliveries BIGINT NOT NULL,
+    CONSTRAINT signature_failures_pkey PRIMARY KEY (minute_at, reason)
+);
+COMMENT ON TABLE billing_pipeline.signature_failures IS 'deliveries refused for their signature, counted by minute: the requests themselves are not kept';
+
+CREATE TABLE billing_pipeline.delivery_counts (
+    hour_at TIMESTAMPTZ NOT NULL,
+    event_type TEXT NOT NULL,
+    result TEXT NOT NULL,
+    deliveries BIGINT NOT NULL,
+    CONSTRAINT delivery_counts_pkey PRIMARY KEY (hour_at, event_type, result)
+);
+COMMENT ON TABLE billing_pipeline.delivery_counts IS 'signed deliveries by hour; repetitions leave no other trace';
+COMMENT ON COLUMN billing_pipeline.delivery_counts.result IS 'accepted, duplicate or requeued';
+
 CREATE TABLE billing_pipeline.lanes (
     stripe_customer_id TEXT NOT NULL,
     event_name TEXT NOT NULL,
@@ -348,6 +462,209 @@ CREATE TABLE billing_pipeline.ledger_operations (
 );
 COMMENT ON COLUMN billing_pipeline.ledger_operations.actor IS 'who did it; the pipeline itself for a freeze';
 
+CREATE TABLE billing_pipeline.stripe_customers (
+    stripe_customer_id TEXT NOT NULL,
+    organization_hint TEXT,
+    currency TEXT,
+    delinquent BOOLEAN,
+    deleted BOOLEAN NOT NULL,
+    created_at TIMESTAMPTZ,
+    terminal BOOLEAN NOT NULL,
+    version_at TIMESTAMPTZ NOT NULL,
+    version_rank SMALLINT NOT NULL,
+    version_digest TEXT NOT NULL,
+    source TEXT NOT NULL,
+    CONSTRAINT stripe_customers_pkey PRIMARY KEY (stripe_customer_id)
+);
+COMMENT ON COLUMN billing_pipeline.stripe_customers.organization_hint IS 'from its metadata';
+COMMENT ON COLUMN billing_pipeline.stripe_customers.terminal IS 'Stripe never takes this state back';
+COMMENT ON COLUMN billing_pipeline.stripe_customers.version_at IS 'Stripe''s second: of the event, or of the answer';
+COMMENT ON COLUMN billing_pipeline.stripe_customers.version_rank IS 'within a second, how far along the state is';
+COMMENT ON COLUMN billing_pipeline.stripe_customers.version_digest IS 'of the row''s content; decides the rest';
+COMMENT ON COLUMN billing_pipeline.stripe_customers.source IS 'the event''s id, or read: Stripe was asked';
+
+CREATE TABLE billing_pipeline.subscriptions (
+    stripe_subscription_id TEXT NOT NULL,
+    stripe_customer_id TEXT NOT NULL,
+    organization_hint TEXT,
+    status TEXT NOT NULL,
+    is_active BOOLEAN NOT NULL,
+    plan TEXT,
+    billing_period TEXT,
+    currency TEXT,
+    current_period_start TIMESTAMPTZ,
+    current_period_end TIMESTAMPTZ,
+    trial_ends_at TIMESTAMPTZ,
+    cancel_at_period_end BOOLEAN NOT NULL,
+    cancel_at TIMESTAMPTZ,
+    canceled_at TIMESTAMPTZ,
+    ended_at TIMESTAMPTZ,
+    collection_paused TEXT,
+    latest_invoice_id TEXT,
+    created_at TIMESTAMPTZ,
+    items JSONB NOT NULL,
+    items_complete BOOLEAN NOT NULL,
+    terminal BOOLEAN NOT NULL,
+    version_at TIMESTAMPTZ NOT NULL,
+    version_rank SMALLINT NOT NULL,
+    version_digest TEXT NOT NULL,
+    source TEXT NOT NULL,
+    CONSTRAINT subscriptions_pkey PRIMARY KEY (stripe_subscription_id)
+);
+CREATE INDEX subscriptions_stripe_customer_id_idx ON billing_pipeline.subscriptions (stripe_customer_id);
+COMMENT ON COLUMN billing_pipeline.subscriptions.organization_hint IS 'from its metadata';
+COMMENT ON COLUMN billing_pipeline.subscriptions.status IS 'Stripe''s word';
+COMMENT ON COLUMN billing_pipeline.subscriptions.is_active IS 'it gives access: trialing, active or past_due';
+COMMENT ON COLUMN billing_pipeline.subscriptions.plan IS 'lookup key of its first licensed price, else that price''s id';
+COMMENT ON COLUMN billing_pipeline.subscriptions.billing_period IS 'monthly, quarterly, semiannual, annual, or Stripe''s interval';
+COMMENT ON COLUMN billing_pipeline.subscriptions.current_period_start IS 'the earliest of its items'' periods; they may differ';
+COMMENT ON COLUMN billing_pipeline.subscriptions.collection_paused IS 'what happens to invoices meanwhile; null: collected as usual';
+COMMENT ON COLUMN billing_pipeline.subscriptions.items IS 'shown by the view subscription_items';
+COMMENT ON COLUMN billing_pipeline.subscriptions.items_complete IS 'false: Stripe showed only the first of them';
+COMMENT ON COLUMN billing_pipeline.subscriptions.terminal IS 'Stripe never takes this state back';
+COMMENT ON COLUMN billing_pipeline.subscriptions.version_at IS 'Stripe''s second: of the event, or of the answer';
+COMMENT ON COLUMN billing_pipeline.subscriptions.version_rank IS 'within a second, how far along the state is';
+COMMENT ON COLUMN billing_pipeline.subscriptions.version_digest IS 'of the row''s content; decides the rest';
+COMMENT ON COLUMN billing_pipeline.subscriptions.source IS 'the event''s id, or read: Stripe was asked';
+
+CREATE TABLE billing_pipeline.invoices (
+    stripe_invoice_id TEXT NOT NULL,
+    stripe_customer_id TEXT,
+    stripe_subscription_id TEXT,
+    number TEXT,
+    status TEXT NOT NULL,
+    billing_reason TEXT,
+    currency TEXT NOT NULL,
+    subtotal BIGINT,
+    total BIGINT,
+    amount_due BIGINT,
+    amount_paid BIGINT,
+    amount_remaining BIGINT,
+    attempt_count INTEGER,
+    next_payment_attempt_at TIMESTAMPTZ,
+    finalizes_at TIMESTAMPTZ,
+    finalized_at TIMESTAMPTZ,
+    paid_at TIMESTAMPTZ,
+    voided_at TIMESTAMPTZ,
+    uncollectible_at TIMESTAMPTZ,
+    created_at TIMESTAMPTZ,
+    lines JSONB NOT NULL,
+    lines_complete BOOLEAN NOT NULL,
+    terminal BOOLEAN NOT NULL,
+    version_at TIMESTAMPTZ NOT NULL,
+    version_rank SMALLINT NOT NULL,
+    version_digest TEXT NOT NULL,
+    source TEXT NOT NULL,
+    CONSTRAINT invoices_pkey PRIMARY KEY (stripe_invoice_id),
+    CONSTRAINT invoices_status_check CHECK (status IN ('draft', 'open', 'paid', 'void', 'uncollectible', 'deleted'))
+);
+CREATE INDEX invoices_stripe_customer_id_idx ON billing_pipeline.invoices (stripe_customer_id, created_at);
+CREATE INDEX invoices_stripe_subscription_id_idx ON billing_pipeline.invoices (stripe_subscription_id);
+COMMENT ON COLUMN billing_pipeline.invoices.status IS 'draft, open, paid, void, uncollectible; deleted: a draft that was';
+COMMENT ON COLUMN billing_pipeline.invoices.subtotal IS 'this and all amounts: minor units of the currency';
+COMMENT ON COLUMN billing_pipeline.invoices.finalizes_at IS 'when Stripe makes the draft final by itself';
+COMMENT ON COLUMN billing_pipeline.invoices.lines IS 'shown by the view invoice_lines';
+COMMENT ON COLUMN billing_pipeline.invoices.lines_complete IS 'false: Stripe showed only the first of them';
+COMMENT ON COLUMN billing_pipeline.invoices.terminal IS 'Stripe never takes this state back';
+COMMENT ON COLUMN billing_pipeline.invoices.version_at IS 'Stripe''s second: of the event, or of the answer';
+COMMENT ON COLUMN billing_pipeline.invoices.version_rank IS 'within a second, how far along the state is';
+COMMENT ON COLUMN billing_pipeline.invoices.version_digest IS 'of the row''s content; decides the rest';
+COMMENT ON COLUMN billing_pipeline.invoices.source IS 'the event''s id, or read: Stripe was asked';
+
+CREATE TABLE billing_pipeline.checkout_sessions (
+    stripe_session_id TEXT NOT NULL,
+    stripe_customer_id TEXT,
+    stripe_subscription_id TEXT,
+    organization_hint TEXT,
+    mode TEXT NOT NULL,
+    status TEXT,
+    payment_status TEXT,
+    created_at TIMESTAMPTZ,
+    terminal BOOLEAN NOT NULL,
+    version_at TIMESTAMPTZ NOT NULL,
+    version_rank SMALLINT NOT NULL,
+    version_digest TEXT NOT NULL,
+    source TEXT NOT NULL,
+    CONSTRAINT checkout_sessions_pkey PRIMARY KEY (stripe_session_id)
+);
+CREATE INDEX checkout_sessions_stripe_customer_id_idx ON billing_pipeline.checkout_sessions (stripe_customer_id);
+CREATE INDEX checkout_sessions_stripe_subscription_id_idx ON billing_pipeline.checkout_sessions (stripe_subscription_id);
+COMMENT ON COLUMN billing_pipeline.checkout_sessions.organization_hint IS 'its client_reference_id, else its metadata';
+COMMENT ON COLUMN billing_pipeline.checkout_sessions.terminal IS 'Stripe never takes this state back';
+COMMENT ON COLUMN billing_pipeline.checkout_sessions.version_at IS 'Stripe''s second: of the event, or of the answer';
+COMMENT ON COLUMN billing_pipeline.checkout_sessions.version_rank IS 'within a second, how far along the state is';
+COMMENT ON COLUMN billing_pipeline.checkout_sessions.version_digest IS 'of the row''s content; decides the rest';
+COMMENT ON COLUMN billing_pipeline.checkout_sessions.source IS 'the event''s id, or read: Stripe was asked';
+
+CREATE TABLE billing_pipeline.feature_summaries (
+    stripe_customer_id TEXT NOT NULL,
+    features TEXT[] NOT NULL,
+    features_complete BOOLEAN NOT NULL,
+    terminal BOOLEAN NOT NULL,
+    version_at TIMESTAMPTZ NOT NULL,
+    version_rank SMALLINT NOT NULL,
+    version_digest TEXT NOT NULL,
+    source TEXT NOT NULL,
+    CONSTRAINT feature_summaries_pkey PRIMARY KEY (stripe_customer_id)
+);
+COMMENT ON COLUMN billing_pipeline.feature_summaries.features IS 'lookup keys of Stripe''s active entitlements, sorted';
+COMMENT ON COLUMN billing_pipeline.feature_summaries.features_complete IS 'false: Stripe showed only the first of them';
+COMMENT ON COLUMN billing_pipeline.feature_summaries.terminal IS 'Stripe never takes this state back';
+COMMENT ON COLUMN billing_pipeline.feature_summaries.version_at IS 'Stripe''s second: of the event, or of the answer';
+COMMENT ON COLUMN billing_pipeline.feature_summaries.version_rank IS 'within a second, how far along the state is';
+COMMENT ON COLUMN billing_pipeline.feature_summaries.version_digest IS 'of the row''s content; decides the rest';
+COMMENT ON COLUMN billing_pipeline.feature_summaries.source IS 'the event''s id, or read: Stripe was asked';
+
+CREATE TABLE billing_pipeline.entitlements (
+    organization_id TEXT NOT NULL,
+    feature TEXT NOT NULL,
+    active BOOLEAN NOT NULL,
+    reason TEXT NOT NULL,
+    stripe_object_id TEXT,
+    changed_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT entitlements_pkey PRIMARY KEY (organization_id, feature),
+    CONSTRAINT entitlements_reason_check CHECK (reason IN ('subscription', 'checkout', 'stripe_features', 'none'))
+);
+CREATE INDEX entitlements_active_idx ON billing_pipeline.entitlements (feature, organization_id) WHERE active;
+COMMENT ON COLUMN billing_pipeline.entitlements.feature IS 'saas: the workspace gate; others are Stripe''s features';
+COMMENT ON COLUMN billing_pipeline.entitlements.reason IS 'what it follows from: a subscription, a checkout, Stripe''s features';
+COMMENT ON COLUMN billing_pipeline.entitlements.stripe_object_id IS 'the subscription, session or customer that decides it';
+COMMENT ON COLUMN billing_pipeline.entitlements.changed_at IS 'when `active` last changed here';
+
+CREATE TABLE billing_pipeline.event_dispatches (
+    stripe_event_id TEXT NOT NULL,
+    object_key TEXT NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    due_at TIMESTAMPTZ NOT NULL,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    fence BIGINT DEFAULT 0 NOT NULL,
+    claimed_at TIMESTAMPTZ,
+    CONSTRAINT event_dispatches_pkey PRIMARY KEY (stripe_event_id),
+    CONSTRAINT event_dispatches_stripe_event_id_fkey FOREIGN KEY(stripe_event_id) REFERENCES billing_pipeline.stripe_events (stripe_event_id)
+)
+ WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+CREATE INDEX event_dispatches_claimed_idx ON billing_pipeline.event_dispatches (claimed_at) WHERE claimed_at IS NOT NULL;
+CREATE INDEX event_dispatches_due_idx ON billing_pipeline.event_dispatches (due_at, stripe_event_id);
+CREATE INDEX event_dispatches_object_idx ON billing_pipeline.event_dispatches (object_key, created_at, stripe_event_id);
+COMMENT ON TABLE billing_pipeline.event_dispatches IS 'the dispatcher''s work: events that are stored and neither handled nor parked';
+COMMENT ON COLUMN billing_pipeline.event_dispatches.created_at IS 'Stripe''s; the order within an object';
+COMMENT ON COLUMN billing_pipeline.event_dispatches.due_at IS 'not before; later after each failure';
+COMMENT ON COLUMN billing_pipeline.event_dispatches.attempts IS 'claims; a killed one counts';
+COMMENT ON COLUMN billing_pipeline.event_dispatches.fence IS 'rises with every claim';
+COMMENT ON COLUMN billing_pipeline.event_dispatches.claimed_at IS 'null: nobody handles it now';
+
+CREATE TABLE billing_pipeline.event_notes (
+    note_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    stripe_event_id TEXT NOT NULL,
+    note TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    noted_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT event_notes_pkey PRIMARY KEY (note_id),
+    CONSTRAINT event_notes_stripe_event_id_fkey FOREIGN KEY(stripe_event_id) REFERENCES billing_pipeline.stripe_events (stripe_event_id)
+);
+CREATE INDEX event_notes_stripe_event_id_idx ON billing_pipeline.event_notes (stripe_event_id);
+COMMENT ON TABLE billing_pipeline.event_notes IS 'what a person wrote about an event, for whoever reads it after an incident; only added to';
+
 CREATE TABLE billing_pipeline.unique_values (
     window_id BIGINT NOT NULL,
     value BYTEA NOT NULL,
@@ -682,3 +999,77 @@ CREATE VIEW billing_pipeline.period_edges AS
 SELECT stripe_customer_id, event_name, lower(during) AS edge_at, synced_at FROM billing_pipeline.billing_periods
 UNION ALL
 SELECT stripe_customer_id, event_name, upper(during) AS edge_at, synced_at FROM billing_pipeline.billing_periods;
+
+-- What people and other programs read of the webhooks' tables, under the names that they know.
+
+-- Handled events with the object alone, as a first integration usually has them.
+CREATE VIEW billing_pipeline.stripe_webhook_events AS
+SELECT stripe_event_id AS id, event_type AS type, processed_at, payload -> 'data' -> 'object' AS payload
+  FROM billing_pipeline.stripe_events
+ WHERE processed_at IS NOT NULL;
+
+CREATE VIEW billing_pipeline.failed_stripe_events AS
+SELECT stripe_event_id, event_type, processing_outcome, error_class, processing_error, attempts, tenant_hint,
+       received_at, failed_at
+  FROM billing_pipeline.stripe_events
+ WHERE processing_outcome IN ('failed', 'parked')
+ ORDER BY received_at DESC;
+
+CREATE VIEW billing_pipeline.subscription_items AS
+SELECT i.subscription_item_id, s.stripe_subscription_id, s.stripe_customer_id, i.price_id, i.product_id, i.meter_id,
+       i.usage_type, i.quantity, i.interval, i.interval_count, i.current_period_start, i.current_period_end
+  FROM billing_pipeline.subscriptions s,
+       jsonb_to_recordset(s.items) AS i(
+           subscription_item_id text, price_id text, product_id text, meter_id text, usage_type text, quantity numeric,
+           interval text, interval_count integer, current_period_start timestamptz, current_period_end timestamptz);
+
+-- A line names its price but not its meter; older shapes and subscriptions that we know do.
+CREATE VIEW billing_pipeline.invoice_lines AS
+SELECT l.invoice_line_id, n.stripe_invoice_id, n.stripe_customer_id, l.stripe_subscription_id, l.subscription_item_id,
+       l.price_id, coalesce(l.meter_id, i.meter_id) AS meter_id, l.proration, l.quantity, l.amount, n.currency,
+       l.unit_amount, l.period_start, l.period_end, l.description, n.status AS invoice_status, n.source
+  FROM billing_pipeline.invoices n
+ CROSS JOIN jsonb_to_recordset(n.lines) AS l(
+           invoice_line_id text, stripe_subscription_id text, subscription_item_id text, price_id text, meter_id text,
+           proration boolean, quantity numeric, amount bigint, unit_amount numeric, period_start timestamptz,
+           period_end timestamptz, description text)
+  LEFT JOIN LATERAL (
+           SELECT max(known.meter_id) AS meter_id
+             FROM billing_pipeline.subscription_items known
+            WHERE known.stripe_subscription_id = coalesce(l.stripe_subscription_id, n.stripe_subscription_id)
+              AND known.price_id = l.price_id) i ON true;
+
+-- What each invoice bills of each meter: to be held against what the ledger stated for the same period.
+CREATE VIEW billing_pipeline.subscription_usage AS
+SELECT stripe_invoice_id, invoice_line_id, stripe_customer_id, stripe_subscription_id, subscription_item_id, price_id,
+       meter_id, quantity, amount, currency, period_start, period_end, invoice_status, source
+  FROM billing_pipeline.invoice_lines
+ WHERE meter_id IS NOT NULL;
+
+-- Whose a customer is: what a person mapped comes before what Stripe's objects say of themselves.
+CREATE VIEW billing_pipeline.customer_organizations AS
+SELECT c.stripe_customer_id, coalesce(m.organization_id, s.organization_hint, k.organization_hint, h.organization_hint)
+           AS organization_id
+  FROM (SELECT stripe_customer_id FROM billing_pipeline.subscriptions
+        UNION SELECT stripe_customer_id FROM billing_pipeline.checkout_sessions WHERE stripe_customer_id IS NOT NULL
+        UNION SELECT stripe_customer_id FROM billing_pipeline.feature_summaries
+        UNION SELECT stripe_customer_id FROM billing_pipeline.stripe_customers) c
+  LEFT JOIN LATERAL (
+        SELECT organization_id FROM billing_pipeline.customer_mappings
+         WHERE billing_pipeline.text_range(stripe_customer_id, stripe_customer_id, '[]')
+               && billing_pipeline.text_range(c.stripe_customer_id, c.stripe_customer_id, '[]')
+         ORDER BY upper(valid_during) DESC NULLS FIRST LIMIT 1) m ON true
+  LEFT JOIN LATERAL (
+        SELECT organization_hint FROM billing_pipeline.subscriptions
+         WHERE stripe_customer_id = c.stripe_customer_id AND organization_hint IS NOT NULL
+         ORDER BY created_at DESC NULLS LAST, stripe_subscription_id DESC LIMIT 1) s ON true
+  LEFT JOIN LATERAL (
+        SELECT organization_hint FROM billing_pipeline.checkout_sessions
+         WHERE stripe_customer_id = c.stripe_customer_id AND organization_hint IS NOT NULL
+         ORDER BY created_at DESC NULLS LAST, stripe_session_id DESC LIMIT 1) k ON true
+  LEFT JOIN billing_pipeline.stripe_customers h USING (stripe_customer_id);
+
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipeline.event_notes
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.stripe_events
+    FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
