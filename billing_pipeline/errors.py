@@ -13,6 +13,7 @@
     │   ├── IdentityMismatch       this ledger belongs to another Stripe account or mode
     │   └── ContractBlocked        the contract failed and the setting is fail-closed
     ├── DeliveryRefused            a webhook delivery that is not Stripe's, or not for us; nothing was stored
+    ├── EventUnreadable            a stored webhook event has a shape that this version does not know; it is kept
     ├── Refused                    a guard forbids what a person asked for; nothing was changed
     └── StripeRefused              Stripe gave a definitive answer we cannot turn into progress
 
@@ -113,6 +114,10 @@ class DeliveryRefused(BillingError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class EventUnreadable(BillingError):
+    """A stored webhook event has a shape that this version does not know; it is kept, and can be replayed."""
 
 
 class Refused(BillingError):

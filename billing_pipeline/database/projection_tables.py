@@ -74,7 +74,7 @@ invoices = Table(
     Column("number", Text),
     Column("status", Text, nullable=False, comment="draft, open, paid, void, uncollectible; deleted: a draft that was"),
     Column("billing_reason", Text),
-    Column("currency", Text, nullable=False),
+    Column("currency", Text),
     Column("subtotal", BigInteger, comment="this and all amounts: minor units of the currency"),
     Column("total", BigInteger),
     Column("amount_due", BigInteger),
@@ -119,6 +119,15 @@ feature_summaries = Table(
     Column("features", ARRAY(Text), nullable=False, comment="lookup keys of Stripe's active entitlements, sorted"),
     Column("features_complete", Boolean, nullable=False, comment="false: Stripe showed only the first of them"),
     *_version(),
+)
+
+customer_organizations = Table(
+    "customer_organizations",
+    metadata,
+    Column("stripe_customer_id", Text, primary_key=True),
+    Column("organization_id", Text, nullable=False),
+    Index("customer_organizations_organization_id_idx", "organization_id"),
+    comment="whose each customer is: the view known_customer_organizations, kept so that both ways are quick",
 )
 
 entitlements = Table(

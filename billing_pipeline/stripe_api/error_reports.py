@@ -41,6 +41,12 @@ def error_reports(client: stripe.StripeClient, settings: Settings, *, since: dat
             yield parse_report(client.v2.core.events.retrieve(event.id).to_dict())
 
 
+def read_error_report(client: stripe.StripeClient, settings: Settings, stripe_event_id: str) -> ErrorReport:
+    """One report, of which a notification told us.  Raises `StripeUnavailable` or `StripeRefused`."""
+    with translated_errors(settings):
+        return parse_report(client.v2.core.events.retrieve(stripe_event_id).to_dict())
+
+
 def parse_report(event: dict[str, Any]) -> ErrorReport:
     """A fetched event as we use it.  Unknown codes and missing samples are fine; counts may exceed samples."""
     error_types = ((event.get("data") or {}).get("reason") or {}).get("error_types") or []

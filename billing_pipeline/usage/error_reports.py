@@ -49,19 +49,16 @@ def apply_error_reports(
     """Reject the entries that the reports name; their amounts are owed and on hold."""
     total = ErrorReportsRead()
     for report in reports:
-        rejected = in_transaction(connection, partial(_apply, connection, report, now), name="The error report")
-        if rejected:
-            logger.warning(
-                "Stripe meter event submit failed",
-                extra={"action": "error_report", "stripe_event_id": report.stripe_event_id, "codes": report.codes},
-            )
+        write = partial(write_error_report, connection, report, now=now)
+        rejected = in_transaction(connection, write, name="The error report")
         total = ErrorReportsRead(
             total.reports + 1, total.errors + report.error_count, total.entries_rejected + rejected
         )
     return total
 
 
-def _apply(connection: Connection[Any], report: ErrorReport, now: datetime) -> int:
+def write_error_report(connection: Connection[Any], report: ErrorReport, *, now: datetime) -> int:
+    """The same for one report, inside the caller's transaction; return how many entries it rejects."""
     params = {"identifiers": list(report.identifiers), "now": now}
     rejected = queries.execute(connection, "reject_reported_entries", params)
     queries.execute(
@@ -76,4 +73,9 @@ def _apply(connection: Connection[Any], report: ErrorReport, now: datetime) -> i
             "now": now,
         },
     )
+    if rejected:
+        logger.warning(
+            "Stripe meter event submit failed",
+            extra={"action": "error_report", "stripe_event_id": report.stripe_event_id, "codes": report.codes},
+        )
     return rejected

@@ -45,7 +45,7 @@ SELECT stripe_invoice_id, invoice_line_id, stripe_customer_id, stripe_subscripti
  WHERE meter_id IS NOT NULL;
 
 -- Whose a customer is: what a person mapped comes before what Stripe's objects say of themselves.
-CREATE VIEW billing_pipeline.customer_organizations AS
+CREATE VIEW billing_pipeline.known_customer_organizations AS
 SELECT c.stripe_customer_id, coalesce(m.organization_id, s.organization_hint, k.organization_hint, h.organization_hint)
            AS organization_id
   FROM (SELECT stripe_customer_id FROM billing_pipeline.subscriptions

@@ -534,7 +534,7 @@ CREATE TABLE billing_pipeline.invoices (
     number TEXT,
     status TEXT NOT NULL,
     billing_reason TEXT,
-    currency TEXT NOT NULL,
+    currency TEXT,
     subtotal BIGINT,
     total BIGINT,
     amount_due BIGINT,
@@ -614,6 +614,14 @@ COMMENT ON COLUMN billing_pipeline.feature_summaries.version_at IS 'Stripe''s se
 COMMENT ON COLUMN billing_pipeline.feature_summaries.version_rank IS 'within a second, how far along the state is';
 COMMENT ON COLUMN billing_pipeline.feature_summaries.version_digest IS 'of the row''s content; decides the rest';
 COMMENT ON COLUMN billing_pipeline.feature_summaries.source IS 'the event''s id, or read: Stripe was asked';
+
+CREATE TABLE billing_pipeline.customer_organizations (
+    stripe_customer_id TEXT NOT NULL,
+    organization_id TEXT NOT NULL,
+    CONSTRAINT customer_organizations_pkey PRIMARY KEY (stripe_customer_id)
+);
+CREATE INDEX customer_organizations_organization_id_idx ON billing_pipeline.customer_organizations (organization_id);
+COMMENT ON TABLE billing_pipeline.customer_organizations IS 'whose each customer is: the view known_customer_organizations, kept so that both ways are quick';
 
 CREATE TABLE billing_pipeline.entitlements (
     organization_id TEXT NOT NULL,
@@ -1047,7 +1055,7 @@ SELECT stripe_invoice_id, invoice_line_id, stripe_customer_id, stripe_subscripti
  WHERE meter_id IS NOT NULL;
 
 -- Whose a customer is: what a person mapped comes before what Stripe's objects say of themselves.
-CREATE VIEW billing_pipeline.customer_organizations AS
+CREATE VIEW billing_pipeline.known_customer_organizations AS
 SELECT c.stripe_customer_id, coalesce(m.organization_id, s.organization_hint, k.organization_hint, h.organization_hint)
            AS organization_id
   FROM (SELECT stripe_customer_id FROM billing_pipeline.subscriptions

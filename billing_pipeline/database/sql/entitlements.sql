@@ -1,0 +1,80 @@
+-- name: refresh_customer_organizations
+-- Whose these customers are now; the organizations that this may change are those before and after.
+WITH known AS (
+    SELECT stripe_customer_id, organization_id
+      FROM known_customer_organizations
+     WHERE stripe_customer_id = ANY (%(customers)s)
+), before AS (
+    SELECT stripe_customer_id, organization_id FROM customer_organizations WHERE stripe_customer_id = ANY (%(customers)s)
+), written AS (
+    INSERT INTO customer_organizations AS kept (stripe_customer_id, organization_id)
+    SELECT stripe_customer_id, organization_id FROM known WHERE organization_id IS NOT NULL
+    ORDER BY stripe_customer_id
+    ON CONFLICT (stripe_customer_id) DO UPDATE SET organization_id = excluded.organization_id
+    WHERE kept.organization_id <> excluded.organization_id
+), nobodys AS (
+    DELETE FROM customer_organizations
+     WHERE stripe_customer_id IN (SELECT stripe_customer_id FROM known WHERE organization_id IS NULL)
+)
+SELECT organization_id FROM before
+UNION
+SELECT organization_id FROM known WHERE organization_id IS NOT NULL;
+
+-- name: customers_of_nobody
+-- Of these customers, those that no mapping and no object of Stripe's gives to an organization.
+SELECT customer AS stripe_customer_id
+  FROM unnest(%(customers)s::text[]) AS customer
+ WHERE NOT EXISTS (SELECT FROM customer_organizations o WHERE o.stripe_customer_id = customer);
+
+-- name: decide_saas
+-- The workspace gate of these organizations.  A checkout that was paid opens it until its subscription is known; from
+-- then on only subscriptions do.  A row is written only where something changes, so changed_at is when it did.
+INSERT INTO entitlements AS kept (organization_id, feature, active, reason, stripe_object_id, changed_at)
+SELECT o.organization_id, 'saas', decided.active, decided.reason, decided.stripe_object_id, %(now)s
+  FROM unnest(%(organizations)s::text[]) AS o(organization_id)
+ CROSS JOIN LATERAL (
+        SELECT * FROM (
+            SELECT s.is_active AS active, 'subscription' AS reason, s.stripe_subscription_id AS stripe_object_id,
+                   s.is_active::int * 3 AS strength, s.created_at
+              FROM customer_organizations c JOIN subscriptions s USING (stripe_customer_id)
+             WHERE c.organization_id = o.organization_id
+            UNION ALL
+            SELECT true, 'checkout', k.stripe_session_id, 2, k.created_at
+              FROM customer_organizations c JOIN checkout_sessions k USING (stripe_customer_id)
+             WHERE c.organization_id = o.organization_id AND k.mode = 'subscription' AND k.status = 'complete'
+               AND k.payment_status IN ('paid', 'no_payment_required')
+               AND NOT EXISTS (SELECT FROM subscriptions s WHERE s.stripe_subscription_id = k.stripe_subscription_id)
+            UNION ALL
+            SELECT false, 'none', NULL, -1, NULL
+        ) reasons
+        ORDER BY strength DESC, created_at DESC NULLS LAST, stripe_object_id DESC
+        LIMIT 1) decided
+ ORDER BY o.organization_id
+ON CONFLICT (organization_id, feature) DO UPDATE
+   SET active = excluded.active, reason = excluded.reason, stripe_object_id = excluded.stripe_object_id,
+       changed_at = CASE WHEN kept.active = excluded.active THEN kept.changed_at ELSE excluded.changed_at END
+ WHERE (kept.active, kept.reason, kept.stripe_object_id)
+       IS DISTINCT FROM (excluded.active, excluded.reason, excluded.stripe_object_id)
+RETURNING organization_id;
+
+-- name: decide_features
+-- Stripe's own features of these organizations; one that is gone stays as a row that says no.  The gate is not theirs.
+INSERT INTO entitlements AS kept (organization_id, feature, active, reason, stripe_object_id, changed_at)
+SELECT organization_id, feature, bool_or(active), 'stripe_features', max(stripe_customer_id) FILTER (WHERE active), %(now)s
+  FROM (SELECT c.organization_id, f.feature, true AS active, c.stripe_customer_id
+          FROM customer_organizations c
+          JOIN feature_summaries s USING (stripe_customer_id)
+         CROSS JOIN unnest(s.features) AS f(feature)
+         WHERE c.organization_id = ANY (%(organizations)s)
+        UNION ALL
+        SELECT e.organization_id, e.feature, false, NULL
+          FROM entitlements e
+         WHERE e.organization_id = ANY (%(organizations)s)) known
+ WHERE feature <> 'saas'
+ GROUP BY organization_id, feature
+ ORDER BY organization_id, feature
+ON CONFLICT (organization_id, feature) DO UPDATE
+   SET active = excluded.active, stripe_object_id = excluded.stripe_object_id,
+       changed_at = CASE WHEN kept.active = excluded.active THEN kept.changed_at ELSE excluded.changed_at END
+ WHERE (kept.active, kept.stripe_object_id) IS DISTINCT FROM (excluded.active, excluded.stripe_object_id)
+RETURNING organization_id;

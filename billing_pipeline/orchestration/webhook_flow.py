@@ -1,0 +1,51 @@
+"""Joins the webhooks' flow with the usage's, which do not know each other: who dispatches gets both from here.
+
+Stripe's error reports about meter events arrive as webhooks and reject entries of the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from psycopg import Connection
+
+from billing_pipeline.settings import Settings
+from billing_pipeline.stripe_api.client import StripeClient
+from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_report
+from billing_pipeline.stripe_api.objects import read_object
+from billing_pipeline.usage.error_reports import write_error_report
+from billing_pipeline.webhooks.dispatch import Dispatcher, ThinHandler, Write
+from billing_pipeline.webhooks.refetch import ReadObject
+
+
+def make_dispatcher(
+    connection: Connection[Any], client: StripeClient, settings: Settings, clock: Callable[[], datetime]
+) -> Dispatcher:
+    """A dispatcher that also takes Stripe's error reports."""
+    return Dispatcher(
+        connection,
+        clock,
+        sla=timedelta(seconds=settings.billing_dispatch_sla_seconds),
+        attempts_max=settings.billing_dispatch_attempts_max,
+        thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
+    )
+
+
+def make_reader(client: StripeClient, settings: Settings) -> ReadObject:
+    """Shows an object as Stripe has it now."""
+    return partial(read_object, client, settings)
+
+
+def _error_report_handler(client: StripeClient, settings: Settings) -> ThinHandler:
+    def fetch(stripe_event_id: str) -> Write:
+        report = read_error_report(client, settings, stripe_event_id)
+
+        def write(connection: Connection[Any], now: datetime) -> None:
+            write_error_report(connection, report, now=now)
+
+        return write
+
+    return fetch

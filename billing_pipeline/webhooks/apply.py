@@ -1,0 +1,103 @@
+"""Writes what events and answers show of Stripe's objects, and what follows from it for organizations.
+
+Runs inside the transaction of whoever calls: the dispatcher's, with the events' completion, or the refetch's.
+What events alone cannot decide (ties, lists cut short) becomes a question to Stripe, asked after the commit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import Connection
+
+from billing_pipeline.database import queries
+from billing_pipeline.database.projections import keep_greatest, lock_objects, ties
+from billing_pipeline.domain.projections.projected import ObjectKind, Projected
+from billing_pipeline.webhooks.handlers import HANDLERS, Question
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An object as Stripe showed it at its second `at`, in an event or, where `source` says so, when asked."""
+
+    projected: Projected
+    at: datetime
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """How many rows changed, which organizations may have, and customers that belong to none."""
+
+    changed: int
+    organizations: tuple[str, ...]
+    customers_of_nobody: frozenset[str]
+
+
+def apply(
+    connection: Connection[Any], seen: Sequence[Seen], questions: Iterable[tuple[Question, datetime]], *, now: datetime
+) -> Applied:
+    """Keep the greatest version of each object, decide entitlements anew, and note what to ask Stripe."""
+    lock_objects(connection, (one.projected.object_id for one in seen))
+    by_kind: dict[ObjectKind, list[Seen]] = defaultdict(list)
+    for one in seen:
+        by_kind[one.projected.kind].append(one)
+    asked = [(question, "thin", at) for question, at in questions]
+    changed = 0
+    for kind in ObjectKind:
+        if of_kind := by_kind[kind]:
+            changed += _keep(connection, kind, of_kind, asked)
+    _request(connection, asked, now)
+    customers = sorted({one.projected.customer_id for one in seen if one.projected.customer_id})
+    organizations = decide_entitlements(connection, customers, now=now)
+    nobody = queries.fetch_dicts(connection, "customers_of_nobody", {"customers": customers}) if customers else []
+    return Applied(changed, organizations, frozenset(str(row["stripe_customer_id"]) for row in nobody))
+
+
+def decide_entitlements(connection: Connection[Any], customers: Sequence[str], *, now: datetime) -> tuple[str, ...]:
+    """Decide anew what the organizations of these customers may use; return those organizations."""
+    if not customers:
+        return ()
+    found = queries.fetch_dicts(connection, "refresh_customer_organizations", {"customers": list(customers)})
+    organizations = sorted(str(row["organization_id"]) for row in found)
+    if organizations:
+        # Two customers of one organization may be handled at once; the second decides with what the first wrote.
+        lock_objects(connection, (f"entitlements of {organization}" for organization in organizations))
+        params = {"organizations": organizations, "now": now}
+        queries.fetch_dicts(connection, "decide_saas", params)
+        queries.fetch_dicts(connection, "decide_features", params)
+    return tuple(organizations)
+
+
+def _keep(
+    connection: Connection[Any], kind: ObjectKind, seen: Sequence[Seen], asked: list[tuple[Question, str, datetime]]
+) -> int:
+    table = HANDLERS[kind].table
+    rows = [one.projected.row(at=one.at, source=one.source) for one in seen]
+    asked += [(Question(kind, tie.object_id), "tie", tie.version_at) for tie in ties(connection, table, rows)]
+    changed = keep_greatest(connection, table, rows)
+    asked += [
+        (Question(kind, one.projected.object_id), "incomplete", one.at)
+        for one in seen
+        if not one.projected.complete and one.projected.object_id in changed
+    ]
+    return len(changed)
+
+
+def _request(connection: Connection[Any], asked: Sequence[tuple[Question, str, datetime]], now: datetime) -> None:
+    if asked:
+        queries.execute(
+            connection,
+            "request_refetches",
+            {
+                "ids": [question.object_id for question, _, _ in asked],
+                "kinds": [question.kind.value for question, _, _ in asked],
+                "reasons": [reason for _, reason, _ in asked],
+                "moments": [at for _, _, at in asked],
+                "now": now,
+            },
+        )

@@ -1,0 +1,117 @@
+"""The dispatcher's claims on stored events: taken with a fence, held while handled, and given up with an outcome.
+
+A claim is committed before any work, so a worker that dies leaves it behind, and it lapses after the SLA.
+Only the fence of the last claim may write an outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from psycopg import Connection
+
+from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
+from billing_pipeline.domain.dispatching import pause_after
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An event that this worker may handle, until another takes it after the SLA."""
+
+    stripe_event_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedEvent:
+    """A claimed event with its payload; `processing_outcome` is final where somebody else has handled it."""
+
+    stripe_event_id: str
+    attempts: int
+    event_type: str
+    payload_style: str
+    created_at: datetime
+    tenant_hint: str | None
+    payload: Mapping[str, Any] | None
+    processing_outcome: str
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.processing_outcome in ("processed", "ignored")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an event could not be handled: a class for triage, and words for a person."""
+
+    error_class: str
+    error: str
+
+
+def claim_due(connection: Connection[Any], *, limit: int, sla: timedelta, now: datetime) -> list[Claim]:
+    """Claim at most `limit` events that are due or whose claim has lapsed; committed."""
+    params = {"now": now, "stuck_before": now - sla, "limit": limit}
+    return in_transaction(
+        connection,
+        partial(queries.fetch, connection, "claim_dispatches", Claim, params),
+        name="The claim of webhook events",
+    )
+
+
+def hold(connection: Connection[Any], claims: Sequence[Claim]) -> list[ClaimedEvent]:
+    """The events whose claims are still ours, locked until the transaction ends."""
+    params = {"ids": [claim.stripe_event_id for claim in claims], "fences": [claim.fence for claim in claims]}
+    held = queries.fetch(connection, "hold_claimed", ClaimedEvent, params)
+    for event in held:
+        logger.info(
+            "Stripe webhook processing started",
+            extra={"stripe_event_id": event.stripe_event_id, "event_type": event.event_type, "attempt": event.attempts},
+        )
+    return held
+
+
+def finish(connection: Connection[Any], outcomes: Mapping[str, str], *, now: datetime) -> None:
+    """Mark events processed or ignored, by id."""
+    if outcomes:
+        params = {"ids": list(outcomes), "outcomes": list(outcomes.values()), "now": now}
+        queries.execute(connection, "finish_events", params)
+
+
+def forget(connection: Connection[Any], events: Sequence[ClaimedEvent]) -> None:
+    """Give up claims on events that are done already."""
+    if events:
+        queries.execute(connection, "forget_dispatches", {"ids": [event.stripe_event_id for event in events]})
+
+
+def fail(
+    connection: Connection[Any],
+    events: Sequence[ClaimedEvent],
+    failures: Mapping[str, Failure],
+    *,
+    attempts_max: int,
+    now: datetime,
+) -> int:
+    """Postpone each event that failed, or park it after `attempts_max` attempts; return how many are parked."""
+    failed = [event for event in events if event.stripe_event_id in failures]
+    parked = [event for event in failed if event.attempts >= attempts_max]
+    postponed = [event for event in failed if event.attempts < attempts_max]
+    for statement, some in (("park_events", parked), ("postpone_events", postponed)):
+        if some:
+            params = {
+                "ids": [event.stripe_event_id for event in some],
+                "classes": [failures[event.stripe_event_id].error_class for event in some],
+                "errors": [failures[event.stripe_event_id].error for event in some],
+                "due": [now + pause_after(event.attempts) for event in some],
+                "now": now,
+            }
+            queries.execute(connection, statement, params)
+    return len(parked)

@@ -1,0 +1,226 @@
+"""Handles stored events, each batch in one transaction with its completion.
+
+Runs inside `serve` for latency and in a Dagster job for what failed, is stuck or was never dispatched; any number at
+once.  A batch is written set-based; one that the database refuses is done again event by event, so that a poisoned
+event fails alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+
+from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
+from billing_pipeline.domain.dispatching import ATTEMPTS_MAX
+from billing_pipeline.domain.projections.projected import ObjectKind, Projected
+from billing_pipeline.errors import BillingError, EventUnreadable, Unavailable
+from billing_pipeline.webhooks.apply import Seen, apply
+from billing_pipeline.webhooks.claims import Claim, ClaimedEvent, Failure, claim_due, fail, finish, forget, hold
+from billing_pipeline.webhooks.handlers import Question, understood
+
+logger = logging.getLogger(__name__)
+
+BATCH = 200
+REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.InternalError)
+"""What the database says about the values, not about itself."""
+
+Write = Callable[[Connection[Any], datetime], None]
+ThinHandler = Callable[[str], Write]
+"""Asks Stripe for a thin event by its id; what it returns writes, inside the transaction of the completion."""
+
+Understood = Projected | Question | Write | Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchReport:
+    """What became of the events of one or more batches."""
+
+    processed: int = 0
+    ignored: int = 0
+    failed: int = 0
+    parked: int = 0
+
+    def __add__(self, other: DispatchReport) -> DispatchReport:
+        return DispatchReport(
+            self.processed + other.processed,
+            self.ignored + other.ignored,
+            self.failed + other.failed,
+            self.parked + other.parked,
+        )
+
+    @property
+    def handled(self) -> int:
+        """All of them."""
+        return self.processed + self.ignored + self.failed + self.parked
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A handled batch, to be told of once it is committed."""
+
+    events: Sequence[ClaimedEvent] = ()
+    skipped: Sequence[ClaimedEvent] = ()
+    outcomes: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    parked: int = 0
+    organizations: Sequence[str] = ()
+
+    def report(self) -> DispatchReport:
+        ignored = sum(outcome == "ignored" for outcome in self.outcomes.values())
+        return DispatchReport(len(self.outcomes) - ignored, ignored, len(self.failures) - self.parked, self.parked)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """A worker with its own connection.  `sla` is how long a claim lasts; `thin_handlers` are by event type.
+
+    `on_changed` is told, after the commit, of organizations whose entitlements may have changed; what it raises is
+    logged and changes nothing.
+    """
+
+    connection: Connection[Any]
+    clock: Callable[[], datetime]
+    sla: timedelta = timedelta(minutes=5)
+    attempts_max: int = ATTEMPTS_MAX
+    thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
+    on_changed: Callable[[Sequence[str]], None] | None = None
+
+    def run_once(self, *, limit: int = BATCH) -> DispatchReport:
+        """Claim and handle at most `limit` events.  Raises `DatabaseUnavailable`; claims then lapse by themselves."""
+        claims = claim_due(self.connection, limit=limit, sla=self.sla, now=self.clock())
+        return self._handle(claims) if claims else DispatchReport()
+
+    def drain(self, *, events_max: int, batch: int = BATCH) -> DispatchReport:
+        """Handle what is due now, at most so many events."""
+        total = DispatchReport()
+        while total.handled < events_max:
+            done = self.run_once(limit=min(batch, events_max - total.handled))
+            if not done.handled:
+                break
+            total += done
+        return total
+
+    def _handle(self, claims: Sequence[Claim]) -> DispatchReport:
+        fetched = self._fetch_thin(claims)
+        try:
+            batch = in_transaction(self.connection, partial(self._batch, claims, fetched), name="A batch of events")
+        except REFUSALS as exc:
+            if len(claims) > 1:
+                return sum((self._handle([claim]) for claim in claims), DispatchReport())
+            why = Failure("database", f"PostgreSQL refused what the event says ({type(exc).__name__}).")
+            batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A refused event")
+        _log(batch)
+        self._tell(batch.organizations)
+        return batch.report()
+
+    def _fetch_thin(self, claims: Sequence[Claim]) -> dict[str, Write | Failure]:
+        """Ask Stripe before the transaction: no network call is made inside one."""
+        if not self.thin_handlers:
+            return {}
+        params = {"ids": [claim.stripe_event_id for claim in claims], "types": list(self.thin_handlers)}
+        found: dict[str, Write | Failure] = {}
+        for row in queries.fetch_dicts(self.connection, "thin_among", params):
+            event_id = str(row["stripe_event_id"])
+            try:
+                found[event_id] = self.thin_handlers[str(row["event_type"])](event_id)
+            except BillingError as exc:
+                found[event_id] = Failure("stripe_unavailable" if isinstance(exc, Unavailable) else "stripe", str(exc))
+        return found
+
+    def _batch(self, claims: Sequence[Claim], fetched: Mapping[str, Write | Failure]) -> _Batch:
+        now = self.clock()
+        held = hold(self.connection, claims)
+        skipped = [event for event in held if event.is_done]
+        forget(self.connection, skipped)
+        events = [event for event in held if not event.is_done]
+        results = {event.stripe_event_id: _understood(event, fetched) for event in events}
+        seen, questions = [], []
+        for event in events:
+            result = results[event.stripe_event_id]
+            if isinstance(result, Projected):
+                seen.append(Seen(result, event.created_at, event.stripe_event_id))
+            elif isinstance(result, Question):
+                questions.append((result, event.created_at))
+            elif callable(result):
+                result(self.connection, now)
+        applied = apply(self.connection, seen, questions, now=now)
+        for event_id, result in results.items():
+            if isinstance(result, Projected) and _is_nobodys(result, applied.customers_of_nobody):
+                results[event_id] = _unknown_account(result)
+        failures = {event_id: result for event_id, result in results.items() if isinstance(result, Failure)}
+        outcomes = {
+            event_id: "ignored" if result is None else "processed"
+            for event_id, result in results.items()
+            if event_id not in failures
+        }
+        finish(self.connection, outcomes, now=now)
+        parked = fail(self.connection, events, failures, attempts_max=self.attempts_max, now=now)
+        return _Batch(events, skipped, outcomes, failures, parked, applied.organizations)
+
+    def _refused(self, claims: Sequence[Claim], why: Failure) -> _Batch:
+        events = hold(self.connection, claims)
+        failures = {event.stripe_event_id: why for event in events}
+        parked = fail(self.connection, events, failures, attempts_max=self.attempts_max, now=self.clock())
+        return _Batch(events, failures=failures, parked=parked)
+
+    def _tell(self, organizations: Sequence[str]) -> None:
+        if self.on_changed and organizations:
+            try:
+                self.on_changed(organizations)
+            except Exception as exc:
+                logger.warning("Cached features could not be dropped", extra={"error_type": type(exc).__name__})
+
+
+def _understood(event: ClaimedEvent, fetched: Mapping[str, Write | Failure]) -> Understood:
+    if event.stripe_event_id in fetched:
+        return fetched[event.stripe_event_id]
+    if event.payload is None:
+        return Failure("no_payload", "Its payload is no longer kept, so it cannot be handled again.")
+    try:
+        return understood(event.event_type, event.payload)
+    except EventUnreadable as exc:
+        return Failure("unreadable", str(exc))
+
+
+def _is_nobodys(shown: Projected, customers_of_nobody: frozenset[str]) -> bool:
+    buys = shown.kind is ObjectKind.CHECKOUT_SESSION and shown.columns["mode"] == "subscription"
+    return shown.customer_id in customers_of_nobody and (buys or shown.kind is ObjectKind.SUBSCRIPTION)
+
+
+def _unknown_account(shown: Projected) -> Failure:
+    return Failure(
+        "unknown_account",
+        f"What it shows is kept, but Stripe's customer {shown.customer_id} belongs to no organization, so nobody's "
+        "entitlements follow. Insert it into customer_mappings, then replay the event.",
+    )
+
+
+def _log(batch: _Batch) -> None:
+    for event in batch.skipped:
+        logger.info("Stripe webhook processing skipped (already processed)", extra=_about(event))
+    for event in batch.events:
+        about = _about(event)
+        if failure := batch.failures.get(event.stripe_event_id):
+            logger.warning("Stripe webhook processing failed", extra={**about, "error_class": failure.error_class})
+        elif batch.outcomes[event.stripe_event_id] == "ignored":
+            logger.info("Stripe webhook event ignored", extra=about)
+        else:
+            logger.info("Stripe webhook processing completed", extra=about)
+            logger.info("Webhook processed: event_id=%s", event.stripe_event_id)
+
+
+def _about(event: ClaimedEvent) -> dict[str, object]:
+    return {
+        "stripe_event_id": event.stripe_event_id,
+        "event_type": event.event_type,
+        "tenant_hint": event.tenant_hint,
+        "attempt": event.attempts,
+    }

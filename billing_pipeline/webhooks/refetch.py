@@ -1,0 +1,106 @@
+"""Asks Stripe about objects that events could not decide, and writes the answers as versions like any other.
+
+Runs after dispatching, in `serve` and in the Dagster job.  Each answer is stored with its moment, so that the
+projections can be made anew from the inbox and these answers alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Protocol
+
+from psycopg import Connection
+from psycopg.types.json import Jsonb
+
+from billing_pipeline.database import queries
+from billing_pipeline.database.transactions import in_transaction
+from billing_pipeline.domain.dispatching import pause_after
+from billing_pipeline.domain.projections.projected import READ, ObjectKind
+from billing_pipeline.errors import BillingError
+from billing_pipeline.stripe_api.objects import Shown
+from billing_pipeline.webhooks.apply import Seen, apply
+from billing_pipeline.webhooks.handlers import HANDLERS
+
+logger = logging.getLogger(__name__)
+
+TOO_EARLY = timedelta(seconds=2)
+"""Stripe's clock shows whole seconds, so an answer decides about a second once it is over."""
+
+
+class ReadObject(Protocol):
+    """Shows an object as Stripe has it now."""
+
+    def __call__(self, kind: ObjectKind, object_id: str, /) -> Shown: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Refetch:
+    """An object to ask about; only an answer later than `not_before` decides."""
+
+    object_id: str
+    object_kind: str
+    reason: str
+    not_before: datetime
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefetchReport:
+    """How many objects Stripe was asked about, and for how many it did not help yet."""
+
+    settled: int = 0
+    waiting: int = 0
+    failed: int = 0
+
+
+def refetch_due(
+    connection: Connection[Any], read: ReadObject, clock: Callable[[], datetime], *, limit: int = 100
+) -> RefetchReport:
+    """Ask Stripe about what is due now, at most so many objects.  Raises `DatabaseUnavailable`."""
+    settled = waiting = failed = 0
+    for wanted in queries.fetch(connection, "due_refetches", Refetch, {"now": clock(), "limit": limit}):
+        try:
+            shown = read(ObjectKind(wanted.object_kind), wanted.object_id)
+            seen = Seen(HANDLERS[ObjectKind(wanted.object_kind)].project(shown.payload), shown.as_of, READ)
+        except BillingError as exc:
+            failed += 1
+            _postpone(connection, wanted, clock() + pause_after(wanted.attempts + 1), error=exc)
+            logger.warning("Stripe could not be asked about an object", extra=_about(wanted))
+            continue
+        store = partial(_store, connection, wanted, shown, seen, clock())
+        in_transaction(connection, store, name="Stripe's answer about an object")
+        if shown.as_of > wanted.not_before:
+            settled += 1
+        else:
+            waiting += 1
+            _postpone(connection, wanted, clock() + TOO_EARLY)
+    return RefetchReport(settled, waiting, failed)
+
+
+def _store(connection: Connection[Any], wanted: Refetch, shown: Shown, seen: Seen, now: datetime) -> None:
+    about = {"object_id": wanted.object_id, "object_kind": wanted.object_kind, "read_at": shown.as_of, "now": now}
+    queries.execute(connection, "store_snapshot", {**about, "reason": wanted.reason, "payload": Jsonb(shown.payload)})
+    queries.execute(connection, "finish_refetch", about)
+    apply(connection, [seen], [], now=now)
+
+
+def _postpone(connection: Connection[Any], wanted: Refetch, due_at: datetime, error: Exception | None = None) -> None:
+    queries.execute(
+        connection,
+        "postpone_refetch",
+        {
+            "object_id": wanted.object_id,
+            "object_kind": wanted.object_kind,
+            "due_at": due_at,
+            "failed": int(error is not None),
+            "error": str(error) if error else None,
+        },
+    )
+
+
+def _about(wanted: Refetch) -> dict[str, object]:
+    return {"object_id": wanted.object_id, "object_kind": wanted.object_kind, "attempt": wanted.attempts + 1}
