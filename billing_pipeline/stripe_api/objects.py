@@ -35,7 +35,7 @@ def read_object(client: stripe.StripeClient, settings: Settings, kind: ObjectKin
 
     Raises `StripeUnavailable` or `StripeRefused`.
     """
-    started = time.monotonic()
+    started = time.monotonic_ns()
     with translated_errors(settings):
         try:
             found = _retrieve(client, kind, object_id)
@@ -77,10 +77,11 @@ def _whole(client: stripe.StripeClient, kind: ObjectKind, object_id: str, found:
     return shown
 
 
-def _as_of(headers: Any, started: float) -> datetime:
+def _as_of(headers: Any, started: int) -> datetime:
     # Stripe's clock when the request left, at the latest: the state that was read cannot be older.
     date = headers.get("Date") if headers else None
     if not date:
         raise StripeUnavailable("Stripe's answer has no Date, so it cannot be put in order. Try again later.")
     answered = parsedate_to_datetime(date).astimezone(UTC)
-    return (answered - timedelta(seconds=time.monotonic() - started)).replace(microsecond=0)
+    underway = timedelta(microseconds=(time.monotonic_ns() - started) // 1_000)
+    return (answered - underway).replace(microsecond=0)
