@@ -2,7 +2,8 @@
 
 A request is decided and recorded at once in `begin`; between `begin` and `finish` it only counts as being in
 flight, which is what a second call for the same customer and meter runs into.
-What is due later (a call that the network delivers late) is executed, at its own time, before the next request.
+What is due later (a call that the network delivers late, the end of a period) is done, at its own time, before the
+next request.
 Not thread-safe: one event loop or one simulation drives it.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ from billing_pipeline.stripe_simulator.faults import (
 )
 from billing_pipeline.stripe_simulator.journal import Journal, Record
 from billing_pipeline.stripe_simulator.keys import KeyMode
+from billing_pipeline.stripe_simulator.life import records_due
 from billing_pipeline.stripe_simulator.rate_limits import RateLimiter, RateLimits
 from billing_pipeline.stripe_simulator.state import State, rebuilt
 from billing_pipeline.stripe_simulator.wire import Answer, Refusal, Request
@@ -142,14 +144,26 @@ class SimulatedStripe:
         return self._stamped(answer, self.clock(), self._new_request_id())
 
     def deliver_due(self) -> None:
-        """Execute the calls whose late delivery is due by now; every request does this first."""
+        """Do what is due by now: late calls, ends of periods, retries.  Every request does this first."""
         self._deliver_due(self.clock())
 
     def _deliver_due(self, now: datetime) -> None:
         while self._late and self._late[0][0] <= now:
             due, _, request = heapq.heappop(self._late)
+            self._live_until(due)
             _, held = self._executed(request, due)
             self._execution.release(held)
+        self._live_until(now)
+
+    def _live_until(self, now: datetime) -> None:
+        # Whatever periods, drafts and retries come to by the clock, each at its own moment.
+        epoch = now.timestamp()
+        while self.state.due.next_at <= epoch:
+            moment, kind, id = self.state.due.first()
+            records = records_due(self.state, kind, id, moment)
+            if not self._execution.commit_alone(records, datetime.fromtimestamp(moment, UTC)):
+                return
+            assert self.state.due.moment_of(kind, id) != moment, f"{kind} {id} stands still at {moment}"
 
     def _executed(
         self, request: Request, now: datetime, fault: FaultKind | None = None

@@ -76,6 +76,15 @@ class Execution:
             self._state.apply(record)
         return answer_body(numbered[-1])
 
+    def commit_alone(self, records: list[Record], at: datetime) -> bool:
+        """Journal and apply what no request asked for; whether the journal could be written."""
+        try:
+            self.commit(records, at, request_id=None)
+        except OSError as exc:
+            sys.stderr.write(f"stripe simulator: the journal cannot be written: {exc}\n")
+            return False
+        return True
+
     def _execute(
         self, request: Request, now: datetime, request_id: str, held: set[Hashable], fault: FaultKind | None
     ) -> Answer:
@@ -113,7 +122,10 @@ class Execution:
         records = [*earlier, {**last, **saved_under}]
         if fault is not None:
             records = spoiled_records(records, fault, api)
-        return Answer(200, {}, self.commit(records, now, request_id))
+        body = self.commit(records, now, request_id)
+        # A payment that failed changed something and is refused all the same.
+        refused = records[-1].get("status", 200) if fault is None else 200
+        return Answer(refused, {}, body)
 
     def _authenticate(self, request: Request, now: datetime) -> None:
         if request.path == STREAM_PATH:

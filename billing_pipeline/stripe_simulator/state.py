@@ -12,10 +12,12 @@ from datetime import datetime, timedelta
 
 from billing_pipeline.errors import UserError
 from billing_pipeline.stripe_simulator.counted import CountedMeterEvents
+from billing_pipeline.stripe_simulator.due import DueMoments
 from billing_pipeline.stripe_simulator.error_reports import ErrorReports
 from billing_pipeline.stripe_simulator.idempotency import KEPT_V1, KEPT_V2, SavedAnswers
 from billing_pipeline.stripe_simulator.journal import Journal, Record
 from billing_pipeline.stripe_simulator.sessions import StreamSessions
+from billing_pipeline.stripe_simulator.snapshots import Snapshots
 from billing_pipeline.stripe_simulator.wire import Body
 
 
@@ -29,7 +31,10 @@ class State:
         self.sessions = StreamSessions()
         self.saved_answers = {"v1": SavedAnswers(KEPT_V1), "v2": SavedAnswers(KEPT_V2)}
         self.active_meters: dict[str, Body] = {}
+        self.events = Snapshots(self.digest)
+        self.due = DueMoments()
         self._objects: dict[str, dict[str, Body]] = {}
+        self._invoices: dict[str, dict[str, None]] = {}
 
     def apply(self, record: Record) -> None:
         """Take one journal record into account."""
@@ -46,7 +51,11 @@ class State:
             case "refusal" | "meter_event_dropped_duplicate":
                 pass  # they are told, and change nothing
             case kind:
+                before = self.find(kind, record["object"]["id"])
                 self._put(kind, record["object"])
+                self.due.note(kind, record["object"])
+                if "events" in record:
+                    self.events.add(record, before, received_at)
         if record.get("idempotency_key"):
             self.saved_answers[record.get("api", "v1")].add(record, received_at)
         self.line = record["line"]
@@ -55,6 +64,8 @@ class State:
         self._objects.setdefault(kind, {})[body["id"]] = body
         if kind == "meter_event_session":
             self.sessions.add(body)
+        elif kind == "invoice" and body.get("parent"):
+            self._invoices.setdefault(body["parent"]["subscription_details"]["subscription"], {})[body["id"]] = None
         elif kind == "meter" and body["status"] == "active":
             self.active_meters[body["event_name"]] = body
         elif kind == "meter" and self.active_meters.get(body["event_name"], {}).get("id") == body["id"]:
@@ -76,6 +87,10 @@ class State:
     def newest_first(self, kind: str) -> Iterator[Body]:
         """All objects of a kind that are not deleted, the last created first."""
         return (body for body in reversed(self._objects.get(kind, {}).values()) if not body.get("deleted"))
+
+    def invoices_of(self, subscription: str) -> int:
+        """How many invoices a subscription ever had."""
+        return len(self._invoices.get(subscription, ()))
 
     def new_id(self, kind: str, prefix: str) -> str:
         """The id of the next object of a kind; the same history always gives the same ids."""
