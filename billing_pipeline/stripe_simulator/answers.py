@@ -26,6 +26,8 @@ def answer_body(record: Record) -> Body:
             return _meter_event_v2(record) if record.get("channel") == Channel.V2 else _meter_event_v1(record)
         case "meter_event_session":
             return {**record["object"], "authentication_token": token_of(record["object"])}
+        case "webhook_attempt":
+            return dict(record["object"])
     return displayed(record["kind"], record["object"])
 
 

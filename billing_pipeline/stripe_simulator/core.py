@@ -34,8 +34,11 @@ from billing_pipeline.stripe_simulator.keys import KeyMode
 from billing_pipeline.stripe_simulator.life import records_due
 from billing_pipeline.stripe_simulator.rate_limits import RateLimiter, RateLimits
 from billing_pipeline.stripe_simulator.state import State, rebuilt
+from billing_pipeline.stripe_simulator.webhook_requests import Outgoing, outgoing
+from billing_pipeline.stripe_simulator.webhook_weather import FAIR, Trouble, WebhookWeather
 from billing_pipeline.stripe_simulator.wire import Answer, Refusal, Request
 
+CONTROL = "/_control/"
 Lag = timedelta | Callable[[Record], timedelta]
 
 
@@ -60,7 +63,7 @@ class SimulatedStripe:
     `identifier_horizon` is how long an identifier is remembered; Stripe promises "at least 24 hours", no more.
     `stream_delay` is how long what the stream accepted takes to be judged, `error_samples_max` how many errors of
     each code its reports show.
-    `keys` gives modes to single API keys, `rate_limits` and `fault` are off unless given.
+    `keys` gives modes to single API keys; `rate_limits`, `fault` and `webhook_weather` are off unless given.
     """
 
     def __init__(
@@ -75,11 +78,12 @@ class SimulatedStripe:
         keys: Mapping[str, KeyMode] | None = None,
         rate_limits: RateLimits | None = None,
         fault: FaultPlan | None = None,
+        webhook_weather: WebhookWeather = FAIR,
     ) -> None:
         self.clock = clock
         self.journal = journal
         self.keys = dict(keys or {})
-        self.state = rebuilt(journal, State(identifier_horizon, error_samples_max))
+        self.state = rebuilt(journal, State(identifier_horizon, error_samples_max, webhook_weather))
         self._faults = Faults(fault)
         self._execution = Execution(
             self.state,
@@ -88,6 +92,7 @@ class SimulatedStripe:
             stream_delay=stream_delay,
             keys=self.keys,
             limiter=RateLimiter(rate_limits or RateLimits()),
+            weather=webhook_weather,
         )
         self._late: list[tuple[datetime, int, Request]] = []
         self._requests = 0
@@ -100,6 +105,11 @@ class SimulatedStripe:
     def faults_applied(self) -> dict[FaultKind, int]:
         """How many faults of each kind were really applied."""
         return dict(self._faults.applied)
+
+    @property
+    def webhook_troubles(self) -> dict[Trouble, int]:
+        """How often each trouble of the webhook weather really happened."""
+        return dict(+(self.state.events.troubles + self.state.deliveries.troubles))
 
     def handle(
         self,
@@ -126,6 +136,9 @@ class SimulatedStripe:
         """Decide and record a request.  Until `finish`, what it holds refuses other requests."""
         now = self.clock()
         self._deliver_due(now)
+        if request.path.startswith(CONTROL):
+            # What a dashboard or a person does; no fault of an API call meets it.
+            return Exchange(*self._executed(request, now))
         if request.path.startswith("/_"):
             answer = views.own_answer(request, now, self.keys, self.journal, self._faults)
             return Exchange(self._stamped(answer, now, self._new_request_id()))
@@ -142,6 +155,34 @@ class SimulatedStripe:
         """The answer to what is not even a request, such as a body that cannot be read."""
         answer = Answer(refusal.status, refusal.headers, refusal.body)
         return self._stamped(answer, self.clock(), self._new_request_id())
+
+    def next_webhook(self) -> Outgoing | None:
+        """The next webhook request that is due by now; answer it with `webhook_answered`."""
+        now = self.clock()
+        self._deliver_due(now)
+        epoch = int(now.timestamp())
+        delivery = self.state.deliveries.take_due(epoch)
+        return None if delivery is None else outgoing(self.state, delivery, epoch)
+
+    def webhook_answered(self, sent: Outgoing, http_status: int | None) -> None:
+        """Record what a webhook request came to; `http_status` is None when no answer came."""
+        attempt = {
+            "id": f"{sent.delivery}.{sent.attempt}",
+            "attempt": sent.attempt,
+            "delivery": sent.delivery,
+            "endpoint": sent.endpoint,
+            "event": sent.event,
+            "http_status": http_status,
+        }
+        self._execution.commit_alone([{"kind": "webhook_attempt", "object": attempt}], self.clock())
+
+    def deliver_webhooks(self, send: Callable[[Outgoing], int | None]) -> int:
+        """Hand every webhook request that is due by now to `send`, which gives the answer's status; how many."""
+        count = 0
+        while (due := self.next_webhook()) is not None:
+            self.webhook_answered(due, send(due))
+            count += 1
+        return count
 
     def deliver_due(self) -> None:
         """Do what is due by now: late calls, ends of periods, retries.  Every request does this first."""

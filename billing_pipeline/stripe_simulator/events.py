@@ -60,7 +60,7 @@ def _page(state: State, given: Body, low: int, high: int) -> Body:
     )
     found = list(islice(_wanted(state, walk, given), limit + 1))
     shown = found[:limit] if before is None else found[:limit][::-1]
-    data = [event.body(pending_webhooks(state, event)) for event in shown]
+    data = [event.body(state.deliveries.pending(event.id)) for event in shown]
     return {"object": "list", "url": "/v1/events", "has_more": len(found) > limit, "data": data}
 
 
@@ -70,18 +70,13 @@ def _wanted(state: State, events: Iterator[Snapshot], given: Body) -> Iterator[S
     for event in events:
         if patterns and not any(matches(event.type, pattern) for pattern in patterns):
             continue
-        if delivered is None or delivered == (pending_webhooks(state, event) == 0):
+        if delivered is None or delivered == state.deliveries.succeeded(event.id):
             yield event
 
 
 def matches(type: str, pattern: str) -> bool:
     """Whether an event type is the one asked for, or begins as a pattern with `*` says."""
     return type.startswith(pattern[:-1]) if pattern.endswith("*") else type == pattern
-
-
-def pending_webhooks(state: State, event: Snapshot) -> int:
-    """At how many endpoints the event has not arrived."""
-    return 0
 
 
 def _cursor(state: State, given: Body, name: str) -> Snapshot | None:
@@ -99,4 +94,4 @@ def retrieve_event(state: State, call: Call) -> Body:
     event = state.events.find(call.target)
     if event is None or event.created < call.epoch - KEPT_SECONDS:
         raise no_such("event", call.target)
-    return event.body(pending_webhooks(state, event))
+    return event.body(state.deliveries.pending(event.id))

@@ -21,6 +21,7 @@ from billing_pipeline.stripe_simulator import (
     subscription_changes,
     subscriptions,
     summaries,
+    webhook_endpoints,
 )
 from billing_pipeline.stripe_simulator.calls import Endpoint
 from billing_pipeline.stripe_simulator.wire import Refusal
@@ -49,6 +50,12 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("GET", "/v2/core/events/{id}"): core_events.retrieve_core_event,
     ("GET", "/v1/events"): events.list_events,
     ("GET", "/v1/events/{id}"): events.retrieve_event,
+    ("POST", "/v1/webhook_endpoints"): webhook_endpoints.create_endpoint,
+    ("GET", "/v1/webhook_endpoints"): webhook_endpoints.list_endpoints,
+    ("GET", "/v1/webhook_endpoints/{id}"): webhook_endpoints.retrieve_endpoint,
+    ("POST", "/v1/webhook_endpoints/{id}"): webhook_endpoints.update_endpoint,
+    ("DELETE", "/v1/webhook_endpoints/{id}"): webhook_endpoints.delete_endpoint,
+    ("POST", "/_control/webhook_endpoints/{id}/roll_secret"): webhook_endpoints.roll_secret,
     ("POST", "/v1/customers"): customers.create_customer,
     ("GET", "/v1/customers"): customers.list_customers,
     ("GET", "/v1/customers/{id}"): customers.retrieve_customer,
@@ -106,6 +113,7 @@ _RESOURCES = {
     "products": "products",
     "subscription_items": "subscriptions",
     "subscriptions": "subscriptions",
+    "webhook_endpoints": "webhook_endpoints",
 }
 
 

@@ -8,12 +8,15 @@ Source: Stripe's API reference, "Events"; its rule for `previous_attributes` (a 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from billing_pipeline.stripe_simulator.display import displayed
 from billing_pipeline.stripe_simulator.journal import Record
+from billing_pipeline.stripe_simulator.old_shape import in_old_shape, is_old
+from billing_pipeline.stripe_simulator.webhook_weather import Trouble
 from billing_pipeline.stripe_simulator.wire import Body
 
 API_VERSION = "2026-10-28.endive"
@@ -36,15 +39,25 @@ class Snapshot:
     request_id: str | None
     idempotency_key: str | None
 
-    def body(self, pending_webhooks: int = 0) -> Body:
-        """The Event object."""
-        data: Body = {"object": displayed(self.kind, self.object)}
+    def body(
+        self,
+        pending_webhooks: int = 0,
+        api_version: str = API_VERSION,
+        price_of: Callable[[str], Body | None] = lambda _id: None,
+    ) -> Body:
+        """The Event object in the shape of a version; `price_of` finds the prices that the old shape embeds."""
+
+        def shown(object: Body) -> Body:
+            body = displayed(self.kind, object)
+            return in_old_shape(self.kind, body, price_of) if is_old(api_version) else body
+
+        data: Body = {"object": shown(self.object)}
         if self.before is not None and self.type.endswith(".updated"):
-            data["previous_attributes"] = previous_attributes(displayed(self.kind, self.before), data["object"])
+            data["previous_attributes"] = previous_attributes(shown(self.before), data["object"])
         return {
             "id": self.id,
             "object": "event",
-            "api_version": API_VERSION,
+            "api_version": api_version,
             "created": self.created,
             "data": data,
             "livemode": False,
@@ -76,10 +89,13 @@ class Snapshots:
         self._all: list[Snapshot] = []
         self._by_id: dict[str, Snapshot] = {}
         self._order: list[tuple[int, int]] = []
+        self.troubles: Counter[Trouble] = Counter()
 
     def add(self, record: Record, before: Body | None, received_at: datetime) -> list[Snapshot]:
         """The events that one record makes.  An update that changed nothing makes none."""
         gone = record["change"] == "deleted"
+        self.troubles[Trouble.NOT_GENERATED] += len(record.get("not_generated", ()))
+        self.troubles[Trouble.TWO_EVENTS] += len(record["events"]) - len(set(record["events"]))
         made = []
         for number, type in enumerate(record["events"]):
             event = Snapshot(

@@ -18,13 +18,17 @@ from billing_pipeline.stripe_simulator.idempotency import KEPT_V1, KEPT_V2, Save
 from billing_pipeline.stripe_simulator.journal import Journal, Record
 from billing_pipeline.stripe_simulator.sessions import StreamSessions
 from billing_pipeline.stripe_simulator.snapshots import Snapshots
+from billing_pipeline.stripe_simulator.webhook_deliveries import Deliveries
+from billing_pipeline.stripe_simulator.webhook_weather import FAIR, WebhookWeather
 from billing_pipeline.stripe_simulator.wire import Body
 
 
 class State:
     """The account, its objects by kind and id, its meter events with what became of them, and its saved answers."""
 
-    def __init__(self, identifier_horizon: timedelta, error_samples_max: int) -> None:
+    def __init__(
+        self, identifier_horizon: timedelta, error_samples_max: int, webhook_weather: WebhookWeather = FAIR
+    ) -> None:
         self.line = 0
         self.meter_events = CountedMeterEvents(identifier_horizon)
         self.error_reports = ErrorReports(error_samples_max, self.digest)
@@ -33,6 +37,7 @@ class State:
         self.active_meters: dict[str, Body] = {}
         self.events = Snapshots(self.digest)
         self.due = DueMoments()
+        self.deliveries = Deliveries(webhook_weather)
         self._objects: dict[str, dict[str, Body]] = {}
         self._invoices: dict[str, dict[str, None]] = {}
 
@@ -48,22 +53,30 @@ class State:
                 self.meter_events.cancel(record)
             case "meter_event_rejected":
                 self.error_reports.add(record)
+            case "webhook_attempt":
+                self.deliveries.answered(record["object"], int(received_at.timestamp()))
             case "refusal" | "meter_event_dropped_duplicate":
                 pass  # they are told, and change nothing
             case kind:
-                before = self.find(kind, record["object"]["id"])
-                self._put(kind, record["object"])
-                self.due.note(kind, record["object"])
-                if "events" in record:
-                    self.events.add(record, before, received_at)
+                self._change(kind, record, received_at)
         if record.get("idempotency_key"):
             self.saved_answers[record.get("api", "v1")].add(record, received_at)
         self.line = record["line"]
+
+    def _change(self, kind: str, record: Record, received_at: datetime) -> None:
+        before = self.find(kind, record["object"]["id"])
+        self._put(kind, record["object"])
+        self.due.note(kind, record["object"])
+        if "events" in record:
+            for event in self.events.add(record, before, received_at):
+                self.deliveries.add(event)
 
     def _put(self, kind: str, body: Body) -> None:
         self._objects.setdefault(kind, {})[body["id"]] = body
         if kind == "meter_event_session":
             self.sessions.add(body)
+        elif kind == "webhook_endpoint":
+            self.deliveries.put_endpoint(body)
         elif kind == "invoice" and body.get("parent"):
             self._invoices.setdefault(body["parent"]["subscription_details"]["subscription"], {})[body["id"]] = None
         elif kind == "meter" and body["status"] == "active":
