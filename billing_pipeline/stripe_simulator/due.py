@@ -68,6 +68,12 @@ def next_moment(kind: str, body: Body) -> int:
     return NEVER
 
 
+def trial_ends_soon(body: Body, epoch: int) -> bool:
+    """Whether it is time to tell of the end of a subscription's trial, and nobody has yet."""
+    untold = body["status"] == "trialing" and body["_trial_told"] != body["trial_end"]
+    return bool(untold and epoch >= body["trial_end"] - TRIAL_NOTICE_SECONDS)
+
+
 def _of_subscription(body: Body) -> int:
     if body["status"] in ("canceled", "incomplete_expired"):
         return NEVER

@@ -33,6 +33,12 @@ def canceled_records(
     return [*records, updated("subscription", ended, "customer.subscription.deleted")]
 
 
+def trial_notice(subscription: Body) -> Record:
+    """What is told once of a trial that is about to end."""
+    told = {**subscription, "_trial_told": subscription["trial_end"]}
+    return updated("subscription", told, "customer.subscription.trial_will_end")
+
+
 def expired_records(state: State, subscription: Body, epoch: int) -> list[Record]:
     """A subscription whose first payment never came, and its invoice, which is void then."""
     expired = {**subscription, "status": "incomplete_expired", "ended_at": epoch}

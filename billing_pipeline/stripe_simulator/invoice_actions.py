@@ -21,7 +21,7 @@ from billing_pipeline.stripe_simulator.parameters import checked, flag, integer,
 from billing_pipeline.stripe_simulator.period_invoices import find_invoice
 from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.subscription_invoices import empty_draft, subscription_of
-from billing_pipeline.stripe_simulator.wire import Body, Refusal, forbidden, no_such
+from billing_pipeline.stripe_simulator.wire import Body, Refusal, forbidden, invalid, no_such
 
 
 def create_invoice(state: State, call: Call) -> Write:
@@ -44,6 +44,8 @@ def update_invoice(state: State, call: Call) -> Write:
     invoice = find_invoice(state, call.target)
     if given.keys() - {"metadata"}:
         _refuse_unless(invoice, "draft")
+    if given.get("automatically_finalizes_at", call.epoch + 1) <= call.epoch:
+        raise invalid("automatically_finalizes_at must lie in the future.", "automatically_finalizes_at")
     if not given.get("auto_advance", True):
         given["automatically_finalizes_at"] = None
     elif given.get("auto_advance") and invoice["automatically_finalizes_at"] is None:

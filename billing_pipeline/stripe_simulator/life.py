@@ -10,8 +10,8 @@ from __future__ import annotations
 from billing_pipeline.stripe_simulator.billing_periods import with_periods
 from billing_pipeline.stripe_simulator.calls import created, updated
 from billing_pipeline.stripe_simulator.collection import attempt, finalized, uncollectible, voided
-from billing_pipeline.stripe_simulator.due import INCOMPLETE_SECONDS, TRIAL_NOTICE_SECONDS
-from billing_pipeline.stripe_simulator.endings import canceled_records, expired_records
+from billing_pipeline.stripe_simulator.due import INCOMPLETE_SECONDS, trial_ends_soon
+from billing_pipeline.stripe_simulator.endings import canceled_records, expired_records, trial_notice
 from billing_pipeline.stripe_simulator.journal import Record
 from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.subscription_invoices import period_invoice, subscription_of
@@ -33,20 +33,14 @@ def records_due(state: State, kind: str, id: str, epoch: int) -> list[Record]:
 def _subscription_due(state: State, body: Body, epoch: int) -> list[Record]:
     if body["status"] == "incomplete" and epoch >= body["created"] + INCOMPLETE_SECONDS:
         return expired_records(state, body, epoch)
-    if _trial_ends_soon(body, epoch):
-        told = {**body, "_trial_told": body["trial_end"]}
-        return [updated("subscription", told, "customer.subscription.trial_will_end")]
+    if trial_ends_soon(body, epoch):
+        return [trial_notice(body)]
     if body["cancel_at"] is not None and epoch >= body["cancel_at"]:
         return canceled_records(state, body, epoch)
     resumes_at = (body["pause_collection"] or {}).get("resumes_at")
     if resumes_at is not None and epoch >= resumes_at:
         return [updated("subscription", {**body, "pause_collection": None})]
     return next_period(state, body, epoch)
-
-
-def _trial_ends_soon(body: Body, epoch: int) -> bool:
-    untold = body["status"] == "trialing" and body["_trial_told"] != body["trial_end"]
-    return bool(untold and epoch >= body["trial_end"] - TRIAL_NOTICE_SECONDS)
 
 
 def next_period(state: State, body: Body, epoch: int) -> list[Record]:

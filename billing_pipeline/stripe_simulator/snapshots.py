@@ -94,10 +94,13 @@ class Snapshots:
     def add(self, record: Record, before: Body | None, received_at: datetime) -> list[Snapshot]:
         """The events that one record makes.  An update that changed nothing makes none."""
         gone = record["change"] == "deleted"
-        self.troubles[Trouble.NOT_GENERATED] += len(record.get("not_generated", ()))
-        self.troubles[Trouble.TWO_EVENTS] += len(record["events"]) - len(set(record["events"]))
+        changed = before != record["object"]
+        types = [type for type in record["events"] if changed or not type.endswith(".updated")]
+        missing = [type for type in record.get("not_generated", ()) if changed or not type.endswith(".updated")]
+        self.troubles[Trouble.NOT_GENERATED] += len(missing)
+        self.troubles[Trouble.TWO_EVENTS] += len(types) - len(set(types))
         made = []
-        for number, type in enumerate(record["events"]):
+        for number, type in enumerate(types):
             event = Snapshot(
                 id=f"evt_{self._digest('event', record['line'], number)}",
                 position=len(self._all),
@@ -109,8 +112,6 @@ class Snapshots:
                 request_id=record["request_id"],
                 idempotency_key=record.get("idempotency_key"),
             )
-            if type.endswith(".updated") and before == record["object"]:
-                continue
             self._all.append(event)
             self._by_id[event.id] = event
             # Appended, unless the clock went back.

@@ -11,7 +11,8 @@ from typing import Any
 
 from billing_pipeline.stripe_simulator.billing_periods import first_period_end, months_of, with_periods
 from billing_pipeline.stripe_simulator.calls import Call, Write, created, updated
-from billing_pipeline.stripe_simulator.endings import canceled_records
+from billing_pipeline.stripe_simulator.due import trial_ends_soon
+from billing_pipeline.stripe_simulator.endings import canceled_records, trial_notice
 from billing_pipeline.stripe_simulator.journal import Record
 from billing_pipeline.stripe_simulator.parameters import (
     checked,
@@ -63,6 +64,8 @@ def update_subscription(state: State, call: Call) -> Write:
     if "trial_end" in given:
         after, ended = _with_trial(after, given["trial_end"], call.epoch)
         begins_anew = begins_anew or ended
+    # A trial goes on until its end, whatever is changed during it.
+    begins_anew = begins_anew and after["status"] != "trialing"
     if begins_anew:
         after["billing_cycle_anchor"] = call.epoch
     after = _with_cancellation(with_periods(after, call.epoch), given, call.epoch)
@@ -76,7 +79,9 @@ def cancel_subscription(state: State, call: Call) -> Write:
 
 
 def _records(state: State, before: Body, after: Body, epoch: int, begins_anew: bool) -> list[Record]:
-    if not begins_anew or before["items"]["data"][0]["current_period_start"] == epoch:
+    if trial_ends_soon(after, epoch):
+        return [updated("subscription", after), trial_notice(after)]
+    if not begins_anew:
         return [updated("subscription", after)]
     draft = period_invoice(state, before, after, epoch, "subscription_update")
     assert draft is not None, "a subscription that goes on has an invoice"

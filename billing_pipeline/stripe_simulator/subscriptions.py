@@ -15,10 +15,10 @@ from billing_pipeline.stripe_simulator.billing_periods import (
     shown,
     with_periods,
 )
-from billing_pipeline.stripe_simulator.calls import Call, Write, created, silent, updated
+from billing_pipeline.stripe_simulator.calls import Call, Write, created, silent
 from billing_pipeline.stripe_simulator.collection import first_collection
-from billing_pipeline.stripe_simulator.due import TRIAL_NOTICE_SECONDS
-from billing_pipeline.stripe_simulator.endings import ENDED
+from billing_pipeline.stripe_simulator.due import trial_ends_soon
+from billing_pipeline.stripe_simulator.endings import ENDED, trial_notice
 from billing_pipeline.stripe_simulator.journal import Record
 from billing_pipeline.stripe_simulator.lists import PAGING, page
 from billing_pipeline.stripe_simulator.parameters import (
@@ -69,14 +69,8 @@ def begun(state: State, given: dict[str, Any], epoch: int) -> list[Record]:
     if ended["status"] != "paid":
         subscription["status"] = "incomplete"
     records = [created("subscription", subscription), *collected]
-    if _is_ending_trial(subscription, epoch):
-        told = {**subscription, "_trial_told": subscription["trial_end"]}
-        return [*records, updated("subscription", told, "customer.subscription.trial_will_end")]
-    return [*records, silent("subscription", subscription)]
-
-
-def _is_ending_trial(subscription: Body, epoch: int) -> bool:
-    return bool(subscription["status"] == "trialing" and subscription["trial_end"] - TRIAL_NOTICE_SECONDS <= epoch)
+    soon = trial_ends_soon(subscription, epoch)
+    return [*records, trial_notice(subscription) if soon else silent("subscription", subscription)]
 
 
 def _subscription(state: State, given: dict[str, Any], prices: list[Body], epoch: int) -> Body:
