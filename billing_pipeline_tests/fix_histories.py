@@ -45,7 +45,8 @@ class Step:
 class History:
     """What was lived: `events` oldest first, `final` by kind and id as retrieved at the end.
 
-    `final` has the kinds customer, subscription and invoice; a deleted customer is there as Stripe's stub.
+    `final` has the kinds customer, subscription, invoice and checkout_session; a deleted customer is there as Stripe's
+    stub.
     `played` and `refused` count the steps by move.
     """
 
@@ -230,12 +231,38 @@ def _next_moment(player: Player, who: int, choice: int) -> Body | None:
     return player.must("GET", "/v1/account")
 
 
+def _checkout(player: Player, who: int, choice: int) -> Body | None:
+    """A session by somebody who is a customer, or is about to be one, and what becomes of it."""
+    known = {"customer": player.customers[who]} if who in player.customers else {"customer_email": f"org{who}@x.test"}
+    metadata = {"tenant_id": f"org_{who}"}
+    session = player.call(
+        "POST",
+        "/v1/checkout/sessions",
+        mode="subscription",
+        client_reference_id=f"org_{who}",
+        line_items=[{"price": player.prices[choice % 2], "quantity": 1}],
+        metadata=metadata,
+        subscription_data={"metadata": metadata},
+        **known,
+    )
+    assert session is not None
+    if choice % 4 == 0:
+        return session
+    done = player.call(
+        "POST", f"/_control/checkout/sessions/{session['id']}/{'complete' if choice % 4 < 3 else 'expire'}"
+    )
+    if done is not None and done["customer"]:
+        player.customers[who] = done["customer"]
+    return done
+
+
 def _wait(player: Player, who: int, choice: int) -> Body | None:
     return player.must("GET", "/v1/account")
 
 
 Move = Callable[[Player, int, int], Body | None]
 MOVES: dict[str, Move] = {
+    "check out": _checkout,
     "subscribe": _subscribe,
     "change plan": _plan,
     "annotate": lambda player, who, choice: _update(player, who, {"metadata": {"note": str(choice % 3)}}),
@@ -319,12 +346,17 @@ def _rendered(core: SimulatedStripe, old_percent: int, seed: int) -> Iterable[Bo
 
 
 def _final(player: Player) -> dict[str, dict[str, Body]]:
-    # By the events, for a deleted customer is in no list.
+    # By the journal, for a deleted customer is in no list.
     seen: dict[str, dict[str, None]] = {}
-    for event in player.core.state.events.since(0):
-        if event.object.get("id"):
-            seen.setdefault(event.kind, {})[event.object["id"]] = None
-    paths = {"customer": "customers", "invoice": "invoices", "subscription": "subscriptions"}
+    for record in player.core.journal.read():
+        if "object" in record:
+            seen.setdefault(record["kind"], {})[record["object"]["id"]] = None
+    paths = {
+        "checkout_session": "checkout/sessions",
+        "customer": "customers",
+        "invoice": "invoices",
+        "subscription": "subscriptions",
+    }
     return {
         kind: {id: player.must("GET", f"/v1/{path}/{id}") for id in seen.get(kind, {})} for kind, path in paths.items()
     }

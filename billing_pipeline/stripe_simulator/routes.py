@@ -9,6 +9,7 @@ from billing_pipeline.stripe_simulator import (
     account,
     adjustments,
     catalogue,
+    checkout,
     core_events,
     customers,
     events,
@@ -48,6 +49,12 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("POST", stream.STREAM_PATH): stream.create_stream,
     ("GET", "/v2/core/events"): core_events.list_core_events,
     ("GET", "/v2/core/events/{id}"): core_events.retrieve_core_event,
+    ("POST", "/v1/checkout/sessions"): checkout.create_session,
+    ("GET", "/v1/checkout/sessions"): checkout.list_sessions,
+    ("GET", "/v1/checkout/sessions/{id}"): checkout.retrieve_session,
+    ("POST", "/v1/checkout/sessions/{id}/expire"): checkout.expire_session,
+    ("POST", "/_control/checkout/sessions/{id}/complete"): checkout.complete_session,
+    ("POST", "/_control/checkout/sessions/{id}/expire"): checkout.expire_session,
     ("GET", "/v1/events"): events.list_events,
     ("GET", "/v1/events/{id}"): events.retrieve_event,
     ("POST", "/v1/webhook_endpoints"): webhook_endpoints.create_endpoint,
@@ -102,6 +109,7 @@ def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
 # A session is a means of sending meter events, and a cancellation takes one back: one scope for all of them.
 _RESOURCES = {
     "account": "account",
+    "checkout": "checkout_sessions",
     "customers": "customers",
     "events": "events",
     "invoices": "invoices",

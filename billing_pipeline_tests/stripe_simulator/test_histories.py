@@ -12,8 +12,6 @@ from billing_pipeline.stripe_simulator.webhook_weather import Trouble, WebhookWe
 from billing_pipeline_tests.fix_histories import MOVES, histories, play, random_history, random_steps
 from billing_pipeline_tests.fix_simulator import make_core
 
-STEMS = {"customer": "customer.", "invoice": "invoice.", "subscription": "customer.subscription."}
-
 
 def last_shown(history, kind, id):
     """The object in its last event."""
@@ -59,6 +57,8 @@ def test_a_long_history_has_every_move_and_every_type():
 
     assert set(history.played) == set(MOVES)
     assert {
+        "checkout.session.completed",
+        "checkout.session.expired",
         "customer.created",
         "customer.deleted",
         "customer.subscription.created",
