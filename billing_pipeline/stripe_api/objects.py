@@ -5,6 +5,7 @@ Used where events cannot decide.  A list inside the object is read to its end, b
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -63,23 +64,29 @@ def _retrieve(client: stripe.StripeClient, kind: ObjectKind, object_id: str) -> 
 
 
 def _whole(client: stripe.StripeClient, kind: ObjectKind, object_id: str, found: stripe.StripeObject) -> dict[str, Any]:
-    shown: dict[str, Any] = found.to_dict()
+    shown = _plain(found)
     if kind is ObjectKind.FEATURE_SUMMARY:
         listed = cast("stripe.ListObject[stripe.entitlements.ActiveEntitlement]", found)
-        members = [member.to_dict() for member in listed.auto_paging_iter()]
+        members = [_plain(member) for member in listed.auto_paging_iter()]
         return {"object": kind.value, "customer": object_id, "entitlements": {"data": members, "has_more": False}}
     if kind is ObjectKind.INVOICE and shown["lines"]["has_more"]:
         lines = client.v1.invoices.line_items.list(object_id, {"limit": PAGE_SIZE}).auto_paging_iter()
-        shown["lines"] = {"data": [line.to_dict() for line in lines], "has_more": False}
+        shown["lines"] = {"data": [_plain(line) for line in lines], "has_more": False}
     if kind is ObjectKind.SUBSCRIPTION and shown["items"]["has_more"]:
         items = client.v1.subscription_items.list({"subscription": object_id, "limit": PAGE_SIZE}).auto_paging_iter()
-        shown["items"] = {"data": [item.to_dict() for item in items], "has_more": False}
+        shown["items"] = {"data": [_plain(item) for item in items], "has_more": False}
     return shown
+
+
+def _plain(found: stripe.StripeObject) -> dict[str, Any]:
+    # The SDK makes decimals of Stripe's decimal texts; in an event they are texts.
+    plain: dict[str, Any] = json.loads(json.dumps(found.to_dict(), default=lambda number: format(number, "f")))
+    return plain
 
 
 def _as_of(headers: Any, started: int) -> datetime:
     # Stripe's clock when the request left, at the latest: the state that was read cannot be older.
-    date = headers.get("Date") if headers else None
+    date = next((value for name, value in (headers or {}).items() if name.lower() == "date"), None)
     if not date:
         raise StripeUnavailable("Stripe's answer has no Date, so it cannot be put in order. Try again later.")
     answered = parsedate_to_datetime(date).astimezone(UTC)
