@@ -29,7 +29,7 @@ from billing_pipeline.usage.aggregate import AggregationReport
 from billing_pipeline.usage.confirm import ConfirmReport
 from billing_pipeline.usage.contract import ContractReport, rows_in_quarantine
 from billing_pipeline.usage.cut import CutReport
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
 from billing_pipeline.usage.money import MoneyAtRisk, tell_money
 from billing_pipeline.usage.periods import PeriodsReport
