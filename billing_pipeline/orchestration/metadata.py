@@ -106,6 +106,24 @@ def violation_table(violations: list[Violation]) -> dg.TableMetadataValue:
     return _table(records, invariant="string", offender="string", detail="string")
 
 
+def fault_text(report: ReconciliationReport) -> str | None:
+    """The first difference that nothing explains, and how many there are."""
+    if not report.faults:
+        return None
+    first, others = report.faults[0], len(report.faults) - 1
+    more = f", and {others} more" if others else ""
+    return f"{first.organization_id} · {first.meter}: {units_text(first.units)} units {first.kind}{more}"
+
+
+def expiring_text(found: list[Expiring]) -> str | None:
+    """Whose usage has waited longest."""
+    if not found:
+        return None
+    first = found[0]
+    waits = f"{units_text(first.units)} units wait, since {first.oldest_at:%Y-%m-%d %H:%M} UTC"
+    return f"{first.organization_id} · {first.meter}: {waits}"
+
+
 def expiring_table(found: list[Expiring]) -> dg.TableMetadataValue:
     """Whose usage waits, how much, and since when."""
     records = [
@@ -142,11 +160,11 @@ def held_table(held: list[HeldWindow]) -> dg.TableMetadataValue:
     return _table(records, window="int", **dict.fromkeys(texts, "string"))
 
 
-def held_text(sums: list[HeldUnits]) -> dg.MarkdownMetadataValue:
-    """One line per reason: what it means, and what to do."""
+def held_text(sums: list[HeldUnits]) -> dg.TextMetadataValue:
+    """What each reason means, and what to do."""
     rules = [HOLDS[HoldReason(reason)] for reason in dict.fromkeys(one.reason for one in sums)]
-    lines = [f"- {rule.meaning} {rule.remedy}" for rule in rules]
-    return dg.MetadataValue.md("\n".join(lines) or "nothing")
+    # As text: on a check's page Dagster hides Markdown behind a click.
+    return dg.MetadataValue.text(" ".join(f"{rule.meaning} {rule.remedy}" for rule in rules) or "nothing")
 
 
 def counts_table(rows: list[dict[str, int | str]]) -> dg.TableMetadataValue:
