@@ -112,8 +112,8 @@ def test_whoever_opens_the_pages_finds_what_they_came_for(port, tmp_path):
 
         unknown = "/assets/billable_events?view=checks&checkDetail=event_type_unknown"
         visitor.sees(unknown, "Failed", "unheard-of", "Add the type to a meter of BILLING_METERS_FILE")
-        holds = "/assets/meter_event_confirmations?view=checks&checkDetail=ledger_invariants_hold"
-        visitor.sees(holds, "Succeeded", "Every invariant of the ledger returns no row")
+        invariants = "/assets/meter_event_confirmations?view=checks&checkDetail=ledger_invariants_hold"
+        visitor.sees(invariants, "Succeeded", "Every invariant of the ledger returns no row")
 
         visitor.sees("/jobs", *(job.name for job in JOBS))
         described = defs.resolve_job_def("usage_flush").description.split(". ")[0]
