@@ -14,7 +14,7 @@ from psycopg import Connection
 from billing_pipeline.settings import Settings, load_settings
 from billing_pipeline.stripe_api.catalogue import CANARY_EMAIL, set_up_catalogue
 from billing_pipeline.stripe_api.customers import create_customers
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline_tests.builders import map_customer
 from billing_pipeline_tests.fix_simulator import RunningSimulator, SimulatorClock
 

@@ -23,7 +23,8 @@ from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.stripe_api.meter_events import make_sink
 from billing_pipeline.stripe_simulator.faults import Fault, FaultKind
 from billing_pipeline.stripe_simulator.wire import Request
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline.usage.gate import read_identity
 from billing_pipeline.usage.submit import SubmitContext, SubmitReport, submit
 from billing_pipeline_tests.builders import billable_event, insert_events, map_customer

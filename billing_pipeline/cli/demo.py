@@ -25,7 +25,7 @@ from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.settings import Settings, load_settings
 from billing_pipeline.stripe_api.catalogue import set_up_catalogue
 from billing_pipeline.stripe_api.customers import create_customers
-from billing_pipeline.usage.flush import UsageFlow, open_flow
+from billing_pipeline.usage.flow import UsageFlow, open_flow
 
 RUN_SECONDS_MAX = 300
 

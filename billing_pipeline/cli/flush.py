@@ -20,7 +20,8 @@ from billing_pipeline.cli.usage import open_local_flow
 
 if TYPE_CHECKING:
     from billing_pipeline.settings import Settings
-    from billing_pipeline.usage.flush import FlushReport, UsageFlow
+    from billing_pipeline.usage.flow import UsageFlow
+    from billing_pipeline.usage.flush import FlushReport
 
 app = typer.Typer()
 

@@ -15,7 +15,7 @@ from billing_pipeline.cli.live import Live, require_live_account
 
 if TYPE_CHECKING:
     from billing_pipeline.reconciliation.completeness import RowAccount
-    from billing_pipeline.usage.flush import UsageFlow
+    from billing_pipeline.usage.flow import UsageFlow
 
 app = typer.Typer()
 
@@ -123,7 +123,7 @@ def open_local_flow() -> Iterator[UsageFlow]:
     """The usage flow over this machine's database and Stripe, started where nothing is configured."""
     from billing_pipeline.cli.local_stack import local_stack
     from billing_pipeline.settings import load_settings
-    from billing_pipeline.usage.flush import open_flow
+    from billing_pipeline.usage.flow import open_flow
 
     with (
         local_stack(load_settings()) as stack,
@@ -137,7 +137,7 @@ def open_ledger(*, only_reads: bool = False) -> Iterator[UsageFlow]:
     """The same for what asks the database only: it works while Stripe does not answer, and to read on a standby."""
     from billing_pipeline.cli.local_stack import ready_database
     from billing_pipeline.settings import load_settings
-    from billing_pipeline.usage.flush import open_flow
+    from billing_pipeline.usage.flow import open_flow
 
     settings = load_settings()
     with open_flow(settings, ready_database(settings), holder=own_name(), only_reads=only_reads) as flow:

@@ -57,7 +57,7 @@ def validate_contract_command(
     from billing_pipeline.cli.usage import own_name
     from billing_pipeline.errors import BillingError
     from billing_pipeline.settings import load_settings
-    from billing_pipeline.usage.flush import open_flow
+    from billing_pipeline.usage.flow import open_flow
     from billing_pipeline.usage.lease import LeaseHeld
 
     # Only what was given, so that a setting of the environment is not replaced by a default of this command.

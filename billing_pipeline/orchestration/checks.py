@@ -9,7 +9,9 @@ from billing_pipeline.orchestration.metadata import (
     ROWS_MAX,
     difference_text,
     expiring_table,
+    expiring_text,
     failing_table,
+    fault_text,
     held_table,
     held_text,
     money_metadata,
@@ -42,7 +44,13 @@ def source_ledger_and_stripe_agree(billing: BillingResource) -> dg.AssetCheckRes
     return dg.AssetCheckResult(
         passed=not report.faults,
         severity=dg.AssetCheckSeverity.ERROR,
-        metadata={"unexplained": len(report.faults), "differences": difference_text(report)},
+        description=fault_text(report),
+        metadata={
+            "unexplained": len(report.faults),
+            "differences": difference_text(report),
+            "do_next": "`billing-pipeline reconcile` shows all sides; `billing-pipeline explain --org ORGANIZATION "
+            "--at HOUR` tells an hour's rows, attempts and what Stripe showed.",
+        },
     )
 
 
@@ -57,7 +65,7 @@ def nothing_is_on_hold(billing: BillingResource) -> dg.AssetCheckResult:
         passed=not sums,
         severity=dg.AssetCheckSeverity.WARN,
         description=", ".join(sorted({one.reason for one in sums})) or None,
-        metadata={"windows": windows, "oldest": held_table(oldest), "what_to_do": held_text(sums)},
+        metadata={"windows": windows, "oldest": held_table(oldest), "do_next": held_text(sums)},
     )
 
 
@@ -86,7 +94,12 @@ def ledger_invariants_hold(billing: BillingResource) -> dg.AssetCheckResult:
         passed=not found,
         severity=dg.AssetCheckSeverity.ERROR,
         description="; ".join(sorted({violation.invariant for violation in found})) or None,
-        metadata={"violations": len(found), "offenders": violation_table(found)},
+        metadata={
+            "violations": len(found),
+            "offenders": violation_table(found),
+            "do_next": "Where there is an offender, `billing-pipeline ledger freeze` stops all sending. "
+            "`ledger status` tells where the ledger stands, and `explain` what became of an hour.",
+        },
     )
 
 
@@ -98,7 +111,13 @@ def usage_is_sent_in_time(billing: BillingResource) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not found,
         severity=dg.AssetCheckSeverity.ERROR,
-        metadata={"units": str(sum(one.units for one in found)), "waiting": expiring_table(found)},
+        description=expiring_text(found),
+        metadata={
+            "units": str(sum(one.units for one in found)),
+            "waiting": expiring_table(found),
+            "do_next": "`billing-pipeline explain --org ORGANIZATION --at HOUR` ends with why an hour waits: map its "
+            "organization to a Stripe customer, release its hold, or mend what Stripe refuses.",
+        },
     )
 
 

@@ -16,7 +16,7 @@ from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import billable_events, usage_windows
 from billing_pipeline.orchestration.volume_plot import volume_page
 from billing_pipeline.usage.contract import ContractReport, as_fault, latest_report, rows_in_quarantine
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline.usage.source_contract import source_faults
 from billing_pipeline.usage.volume import volume_faults
 

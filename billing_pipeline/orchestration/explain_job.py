@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from billing_pipeline.domain.given_hours import hour_given
+from billing_pipeline.orchestration.launch import ORGANIZATION_TAG
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.usage.explain import Question, explain_hour
 from billing_pipeline.usage.explain_page import page_of
@@ -25,6 +26,7 @@ class ExplainUsageConfig(dg.Config):
 def explain_hour_of_usage(context: dg.OpExecutionContext, config: ExplainUsageConfig, billing: BillingResource) -> None:
     """Why an organization was billed what it was in an hour: the rows, the arithmetic, every attempt, what Stripe
     showed, and one plain line at the top."""
+    context.instance.add_run_tags(context.run_id, {ORGANIZATION_TAG: config.organization_id})
     with billing.usage_flow() as flow:
         hour_at = hour_given(config.at, now=flow.clock())
         found = explain_hour(flow, Question(config.organization_id, hour_at, config.meter, config.events))
@@ -37,7 +39,8 @@ def explain_hour_of_usage(context: dg.OpExecutionContext, config: ExplainUsageCo
 
 
 @dg.job(
-    description="Why was this billed? Name an organization and a time in the Launchpad; the step's output says it.",
+    description="Why was this billed? Name an organization and a time in the Launchpad. "
+    "The step's output tells the rows, the arithmetic, every attempt and what Stripe showed; nothing is changed.",
     tags={"dagster/max_runtime": "300"},
 )
 def explain_usage() -> None:

@@ -22,7 +22,9 @@ from billing_pipeline.settings import load_settings
 usage_flush = dg.define_asset_job(
     USAGE_FLUSH,
     selection=dg.AssetSelection.assets(*USAGE_ASSETS) - dg.AssetSelection.checks(preflight_checks),
-    description="Validate, aggregate, cut, submit, confirm and reconcile, once.",
+    description="Bill what was used since the last flush: check the source, count it by the hour, state what is new to "
+    "the ledger, send it to Stripe, prove it with Stripe's summaries and compare all sides. Safe to run at any time: "
+    "beside another flush it ends well and does nothing.",
     # Below the hourly period: a run whose process was killed must not hold its place for ever.
     tags={"dagster/max_runtime": "2700"},
 )
@@ -31,14 +33,14 @@ validate_contract = dg.define_asset_job(
     "validate_contract",
     selection=(dg.AssetSelection.assets(billable_events) | dg.AssetSelection.checks(usage_volume))
     - dg.AssetSelection.checks(preflight_checks),
-    description="Ask every rule of the data contract now; counts nothing and sends nothing.",
+    description="Does the source keep the data contract? Asks every rule now; counts nothing and sends nothing.",
     tags={"dagster/max_runtime": "2700"},
 )
 
 preflight = dg.define_asset_job(
     "preflight",
     selection=dg.AssetSelection.checks(preflight_checks),
-    description="Ask whether everything is in place that a flush needs; changes nothing.",
+    description="Is everything in place that a flush needs: settings, database, Stripe, Dagster? Changes nothing.",
     tags={"dagster/max_runtime": "900"},
 )
 
@@ -47,7 +49,7 @@ preflight = dg.define_asset_job(
     job=usage_flush,
     cron_schedule="13 * * * *",
     execution_timezone="UTC",
-    description="Every hour at minute 13, when the hour before has closed and its stragglers had their grace.",
+    description="A flush, every hour at minute 13, when the hour before has closed and its stragglers had their grace.",
 )
 def hourly_usage_flush(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Off until somebody turns it on in the UI."""
@@ -66,7 +68,7 @@ def _queue_tag() -> dict[str, str]:
     job=preflight,
     cron_schedule="43 5 * * *",
     execution_timezone="UTC",
-    description="Every day before working hours, half an hour away from a flush.",
+    description="The preflight, every day before working hours and half an hour away from a flush.",
 )
 def daily_preflight(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Off until somebody turns it on in the UI."""

@@ -16,6 +16,8 @@ from billing_pipeline.errors import BillingError, Unavailable
 LOCATION = "billing_pipeline"
 QUEUE_TAG = "billing/queue"
 """The tag of a flush that limits and launchers may go by; its value is STRIPE_BILLING_QUEUE."""
+ORGANIZATION_TAG = "organization_id"
+"""The tag of a run that is about one organization."""
 POLL_SECONDS = 0.25
 FINISHED = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED}
 

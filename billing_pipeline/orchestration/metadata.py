@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from billing_pipeline.domain.contract_rules import Fault
+from billing_pipeline.domain.differences import Sides
 from billing_pipeline.domain.entries import HoldReason
 from billing_pipeline.domain.holds import HOLDS
 from billing_pipeline.reconciliation.completeness import RowAccount
@@ -54,10 +55,11 @@ def quarantine_table(waiting: Iterable[Fault]) -> dg.TableMetadataValue:
 
 
 def sides_table(report: ReconciliationReport) -> dg.TableMetadataValue:
-    """Source, ledger and Stripe side by side, those with differences first; only columns that fit a page."""
+    """Source, ledger and Stripe side by side, those with differences first; one number where all three agree, so that
+    the columns fit a page."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for found in report.differences:
-        reasons.setdefault((found.organization_id, found.meter), []).append(f"{found.kind} {_units(found.units)}")
+        reasons.setdefault((found.organization_id, found.meter), []).append(f"{found.kind} {units_text(found.units)}")
     sides = sorted(
         report.sides, key=lambda s: ((s.organization_id, s.meter) not in reasons, s.organization_id, s.meter)
     )
@@ -66,23 +68,20 @@ def sides_table(report: ReconciliationReport) -> dg.TableMetadataValue:
             {
                 "organization": side.organization_id,
                 "meter": side.meter,
-                "source": _units(side.source_units),
-                "ledger": _units(side.stated),
-                "stripe": _units(side.observed),
+                "units": _sides_text(side),
                 "differs": ", ".join(reasons.get((side.organization_id, side.meter), [])),
             }
         )
         for side in sides[:ROWS_MAX]
     ]
-    return _table(
-        records,
-        organization="string",
-        meter="string",
-        source="string",
-        ledger="string",
-        stripe="string",
-        differs="string",
-    )
+    return _table(records, organization="string", meter="string", units="string", differs="string")
+
+
+def _sides_text(side: Sides) -> str:
+    if side.source_units == side.stated == side.observed:
+        return units_text(side.stated)
+    shown = (("source", side.source_units), ("ledger", side.stated), ("Stripe", side.observed))
+    return ", ".join(f"{name} {units_text(units)}" for name, units in shown)
 
 
 def rows_table(account: RowAccount) -> dg.TableMetadataValue:
@@ -94,7 +93,7 @@ def rows_table(account: RowAccount) -> dg.TableMetadataValue:
 def difference_text(report: ReconciliationReport) -> dg.MarkdownMetadataValue:
     """One line per difference, faults first."""
     ordered = sorted(report.differences, key=lambda difference: not difference.is_fault)
-    lines = [f"- {d.organization_id} · {d.meter}: {_units(d.units)} units {d.kind}" for d in ordered[:ROWS_MAX]]
+    lines = [f"- {d.organization_id} · {d.meter}: {units_text(d.units)} units {d.kind}" for d in ordered[:ROWS_MAX]]
     return dg.MetadataValue.md("\n".join(lines) or "no differences")
 
 
@@ -107,6 +106,24 @@ def violation_table(violations: list[Violation]) -> dg.TableMetadataValue:
     return _table(records, invariant="string", offender="string", detail="string")
 
 
+def fault_text(report: ReconciliationReport) -> str | None:
+    """The first difference that nothing explains, and how many there are."""
+    if not report.faults:
+        return None
+    first, others = report.faults[0], len(report.faults) - 1
+    more = f", and {others} more" if others else ""
+    return f"{first.organization_id} · {first.meter}: {units_text(first.units)} units {first.kind}{more}"
+
+
+def expiring_text(found: list[Expiring]) -> str | None:
+    """Whose usage has waited longest."""
+    if not found:
+        return None
+    first = found[0]
+    waits = f"{units_text(first.units)} units wait, since {first.oldest_at:%Y-%m-%d %H:%M} UTC"
+    return f"{first.organization_id} · {first.meter}: {waits}"
+
+
 def expiring_table(found: list[Expiring]) -> dg.TableMetadataValue:
     """Whose usage waits, how much, and since when."""
     records = [
@@ -114,7 +131,7 @@ def expiring_table(found: list[Expiring]) -> dg.TableMetadataValue:
             {
                 "organization": _shortened(one.organization_id),
                 "meter": one.meter,
-                "units": _units(one.units),
+                "units": units_text(one.units),
                 "oldest hour": f"{one.oldest_at:%Y-%m-%d %H:%M}",
             }
         )
@@ -132,7 +149,7 @@ def held_table(held: list[HeldWindow]) -> dg.TableMetadataValue:
                 "organization": _shortened(window.organization_id),
                 "meter": window.meter,
                 "hour": f"{window.starts_at:%Y-%m-%d %H:%M}",
-                "units": _units(window.units),
+                "units": units_text(window.units),
                 "reason": window.reason,
                 "detail": _shortened(window.detail or ""),
             }
@@ -143,11 +160,17 @@ def held_table(held: list[HeldWindow]) -> dg.TableMetadataValue:
     return _table(records, window="int", **dict.fromkeys(texts, "string"))
 
 
-def held_text(sums: list[HeldUnits]) -> dg.MarkdownMetadataValue:
-    """One line per reason: what it means, and what to do."""
+def held_text(sums: list[HeldUnits]) -> dg.TextMetadataValue:
+    """What each reason means, and what to do."""
     rules = [HOLDS[HoldReason(reason)] for reason in dict.fromkeys(one.reason for one in sums)]
-    lines = [f"- {rule.meaning} {rule.remedy}" for rule in rules]
-    return dg.MetadataValue.md("\n".join(lines) or "nothing")
+    # As text: on a check's page Dagster hides Markdown behind a click.
+    return dg.MetadataValue.text(" ".join(f"{rule.meaning} {rule.remedy}" for rule in rules) or "nothing")
+
+
+def counts_table(rows: list[dict[str, int | str]]) -> dg.TableMetadataValue:
+    """Rows of the same columns, as they are; at least one."""
+    types = {name: "int" if isinstance(value, int) else "string" for name, value in rows[0].items()}
+    return _table([dg.TableRecord(row) for row in rows], **types)
 
 
 def _table(records: list[dg.TableRecord], **types: str) -> dg.TableMetadataValue:
@@ -155,8 +178,8 @@ def _table(records: list[dg.TableRecord], **types: str) -> dg.TableMetadataValue
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 
-def _units(units: Decimal) -> str:
-    # As text, because a number of more than 2^53 or with a fraction would lose digits in a browser.
+def units_text(units: Decimal) -> str:
+    """All digits: a number of more than 2^53 or with a fraction would lose some in a browser."""
     text = f"{units:,f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 

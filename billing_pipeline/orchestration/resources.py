@@ -14,7 +14,7 @@ import dagster as dg
 from billing_pipeline.database.location import resolve_database_url
 from billing_pipeline.errors import BillingError, Unavailable, told
 from billing_pipeline.settings import load_settings
-from billing_pipeline.usage.flush import UsageFlow, open_flow
+from billing_pipeline.usage.flow import UsageFlow, open_flow
 from billing_pipeline.usage.lease import LeaseHeld, current_holder, release
 
 logger = logging.getLogger(__name__)

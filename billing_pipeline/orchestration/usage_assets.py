@@ -21,6 +21,7 @@ from billing_pipeline.orchestration.metadata import (
     rows_table,
     sides_table,
 )
+from billing_pipeline.orchestration.progress_plots import proof_plots, stated_plots, waiting_plots
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.volume_plot import volume_plots
 from billing_pipeline.reconciliation.completeness import RowAccount, account_for_rows
@@ -29,10 +30,11 @@ from billing_pipeline.usage.aggregate import AggregationReport
 from billing_pipeline.usage.confirm import ConfirmReport
 from billing_pipeline.usage.contract import ContractReport, rows_in_quarantine
 from billing_pipeline.usage.cut import CutReport
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
 from billing_pipeline.usage.money import MoneyAtRisk, tell_money
 from billing_pipeline.usage.periods import PeriodsReport
+from billing_pipeline.usage.progress import owed_by_age, proof_lag_by_hour, stated_by_hour, unsettled_by_age
 from billing_pipeline.usage.resubmit import submit_until_answered
 from billing_pipeline.usage.submit import SubmitReport
 
@@ -140,10 +142,16 @@ def usage_windows(context: dg.AssetExecutionContext, billing: BillingResource) -
 def ledger_entries(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Immutable amounts stated to Stripe: for each closed window, target minus what was stated before."""
 
-    def describe(report: CutReport) -> dict[str, Any]:
-        return asdict(report) | {"windows_held": report.windows_held, "held": dict(report.held)}
+    def stage(flow: UsageFlow) -> tuple[CutReport, dict[str, Any]]:
+        report, now = flow.cut(), flow.clock()
+        return report, stated_plots(stated_by_hour(flow.connection, now=now), now=now)
 
-    return run_stage(context, billing, UsageFlow.cut, describe)
+    def describe(found: tuple[CutReport, dict[str, Any]]) -> dict[str, Any]:
+        report, plots = found
+        reasons = ", ".join(f"{reason} {windows:,}" for reason, windows in report.held.items())
+        return asdict(report) | {"held": reasons or "nothing", "windows_held": report.windows_held} | plots
+
+    return run_stage(context, billing, stage, describe)
 
 
 @usage_asset(kinds={"stripe"}, deps=[ledger_entries], pool=STRIPE_POOL)
@@ -153,11 +161,14 @@ def meter_events(context: dg.AssetExecutionContext, billing: BillingResource) ->
     What Stripe does not answer is sent again within the run, up to three times, under the same identifier.
     """
 
-    def stage(flow: UsageFlow) -> SubmitReport:
-        return submit_until_answered(flow.submit)
+    def stage(flow: UsageFlow) -> tuple[SubmitReport, dict[str, Any]]:
+        report, now = submit_until_answered(flow.submit), flow.clock()
+        owed = owed_by_age(flow.connection, closed_before=flow.closed_before(), now=now)
+        return report, waiting_plots(owed, unsettled_by_age(flow.connection, now=now)["ambiguous"])
 
-    def describe(report: SubmitReport) -> dict[str, Any]:
-        return asdict(report)
+    def describe(found: tuple[SubmitReport, dict[str, Any]]) -> dict[str, Any]:
+        report, plots = found
+        return asdict(report) | plots
 
     return run_stage(context, billing, stage, describe)
 
@@ -166,13 +177,16 @@ def meter_events(context: dg.AssetExecutionContext, billing: BillingResource) ->
 def meter_event_confirmations(context: dg.AssetExecutionContext, billing: BillingResource) -> dg.MaterializeResult[Any]:
     """Entries settled by Stripe's own summaries: shown with exactly their value, or provably not counted."""
 
-    def describe(found: tuple[ConfirmReport, MoneyAtRisk]) -> dict[str, Any]:
-        report, money = found
-        return asdict(report) | money_metadata(money)
+    def describe(found: tuple[ConfirmReport, MoneyAtRisk, dict[str, Any]]) -> dict[str, Any]:
+        report, money, plots = found
+        return asdict(report) | money_metadata(money) | plots
 
-    def stage(flow: UsageFlow) -> tuple[ConfirmReport, MoneyAtRisk]:
+    def stage(flow: UsageFlow) -> tuple[ConfirmReport, MoneyAtRisk, dict[str, Any]]:
         flow.apply_error_reports()
-        return flow.confirm(), tell_money(flow.connection, now=flow.clock())
+        report, now = flow.confirm(), flow.clock()
+        accepted = unsettled_by_age(flow.connection, now=now)["accepted"]
+        plots = proof_plots(accepted, proof_lag_by_hour(flow.connection, now=now), now=now)
+        return report, tell_money(flow.connection, now=now), plots
 
     return run_stage(context, billing, stage, describe)
 
@@ -196,7 +210,7 @@ def usage_reconciliation(context: dg.AssetExecutionContext, billing: BillingReso
             "compared": len(report.sides),
             "unexplained": len(report.faults),
             "sides": sides_table(report),
-            "rows_in_no_place_or_two": sum(finding.rows for finding in account.faults),
+            "rows_misplaced": sum(finding.rows for finding in account.faults),
             "rows": rows_table(account),
         }
 

@@ -25,7 +25,7 @@ from billing_pipeline.stripe_api.subscriptions import ItemPeriod
 from billing_pipeline.usage import gate
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.cut import CutReport
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline.usage.money import money_at_risk
 from billing_pipeline.usage.periods import sync_periods
 

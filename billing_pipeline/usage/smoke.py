@@ -19,7 +19,7 @@ from billing_pipeline.errors import Refused
 from billing_pipeline.settings import Level
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.contract import ContractReport
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 
 
 @dataclass(frozen=True, slots=True)

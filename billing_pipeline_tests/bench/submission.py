@@ -18,7 +18,7 @@ from billing_pipeline.stripe_api.catalogue import set_up_catalogue
 from billing_pipeline.stripe_api.client import StripeClient, make_client
 from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.stripe_api.http import MeterHttpClient
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline_tests.bench.line import Line
 from billing_pipeline_tests.bench.stack import bench_stack
 

@@ -8,7 +8,7 @@ from psycopg.sql import SQL, Identifier
 
 from billing_pipeline.errors import DatabaseUnavailable
 from billing_pipeline.settings import load_settings
-from billing_pipeline.usage.flush import open_flow
+from billing_pipeline.usage.flow import open_flow
 from billing_pipeline_tests.cli.command import billing_pipeline
 
 

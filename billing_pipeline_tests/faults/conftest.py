@@ -22,7 +22,8 @@ import pytest
 
 from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.settings import Settings
-from billing_pipeline.usage.flush import FlushReport, UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import FlushReport, flush
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.cli import command
 from billing_pipeline_tests.faults.drill import Drill

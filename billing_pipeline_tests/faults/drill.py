@@ -14,7 +14,7 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.database.migrate import migrate
 from billing_pipeline.stripe_api.catalogue import set_up_catalogue
 from billing_pipeline.stripe_api.customers import create_customers
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline_tests.builders import map_customer
 from billing_pipeline_tests.fix_flow import live_settings
 

@@ -7,7 +7,7 @@ import pytest
 from billing_pipeline.database import embedded
 from billing_pipeline.database.connection import connect
 from billing_pipeline.errors import DatabaseUnavailable
-from billing_pipeline.usage.flush import open_flow
+from billing_pipeline.usage.flow import open_flow
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from psycopg.errors import DeadlockDetected
 from billing_pipeline.database.connection import connect
 from billing_pipeline.database.transactions import PAUSE_SECONDS_MAX, TRIES_MAX, in_transaction
 from billing_pipeline.errors import DatabaseUnavailable
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline_tests.faults.conftest import wait_until
 from billing_pipeline_tests.fix_pg_proxy import Loss
 

@@ -13,7 +13,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
 from billing_pipeline.errors import DatabaseUnavailable
-from billing_pipeline.usage.flush import flush, open_flow
+from billing_pipeline.usage.flow import open_flow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline_tests.builders import insert_events
 from billing_pipeline_tests.faults.conftest import usage
 from billing_pipeline_tests.fix_flow import counted_by_stripe

@@ -9,7 +9,8 @@ from psycopg.sql import SQL, Identifier
 
 from billing_pipeline.errors import GateClosed
 from billing_pipeline.settings import load_settings
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline.usage.gate import durability_faults, require_durable
 from billing_pipeline_tests.builders import insert_events
 from billing_pipeline_tests.cli import command

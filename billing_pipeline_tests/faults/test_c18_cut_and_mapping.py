@@ -11,7 +11,8 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.usage.aggregate import Scope
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 from billing_pipeline_tests.fix_pg_proxy import Loss
 

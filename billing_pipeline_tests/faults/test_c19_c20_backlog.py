@@ -12,7 +12,7 @@ from billing_pipeline.domain.windows import hour_of
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.meter_events import Answer
 from billing_pipeline.usage import submit as submit_stage
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline.usage.gate import read_identity
 from billing_pipeline.usage.submit import SubmitContext, submit
 from billing_pipeline_tests.builders import billable_event

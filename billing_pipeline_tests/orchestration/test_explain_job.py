@@ -48,6 +48,15 @@ def test_the_output_holds_the_page_as_markdown(flow, bill):
     assert metadata["settled"].value is True
 
 
+def test_a_run_is_found_by_its_organization_also_when_it_fails(flow):
+    with dg.instance_for_test() as instance:
+        job = defs.resolve_job_def("explain_usage")
+        config = {"ops": {OP: {"config": {"organization_id": "acme", "at": "2026-11-20T13:00"}}}}
+        failed = job.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
+        assert not failed.success
+        assert instance.get_run_by_id(failed.run_id).tags["organization_id"] == "acme"
+
+
 def test_a_wrong_hour_fails_with_its_sentence_and_is_not_tried_again(flow):
     result = run(organization_id="acme", at="2026-11-20T13:00")
 

@@ -46,10 +46,10 @@ def test_what_is_held_warns_with_the_oldest_and_what_to_do_until_it_is_released(
     [row] = found.metadata["oldest"].records
     assert (row.data["organization"], row.data["units"]) == ("acme", "101")
     assert row.data["detail"] == "the hour comes to 101 units, hour_max is 100"
-    assert "Ask whether the usage is real" in found.metadata["what_to_do"].value
+    assert "Ask whether the usage is real" in found.metadata["do_next"].value
     assert result.success, "a warning stops nothing"
     metadata = result.asset_materializations_for_node("ledger_entries")[0].metadata
-    assert metadata["held"].value == {"more_than_the_meters_hour_max": 1}
+    assert metadata["held"].value == "more_than_the_meters_hour_max 1"
     assert metadata["windows_held"].value == 1
 
     chosen = Chosen("more_than_the_meters_hour_max")

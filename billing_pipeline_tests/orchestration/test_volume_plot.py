@@ -1,22 +1,17 @@
-"""The picture of a meter's days is small enough to be shown at once, and says the numbers it draws."""
+"""A meter's days as pictures: a few small ones, the last day on the right."""
 
-from __future__ import annotations
-
-import base64
-import re
 from datetime import timedelta
 from decimal import Decimal
-from xml.etree import ElementTree
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from billing_pipeline.domain.volume import MeterVolume, Volume
+from billing_pipeline.orchestration.plot import MARKDOWN_MAX
 from billing_pipeline.orchestration.volume_plot import METERS_MAX, volume_page, volume_plots
 from billing_pipeline_tests.builders import NOON
+from billing_pipeline_tests.orchestration.test_plot import heights, texts
 
-SHOWN_AT_ONCE_MAX = 1_000
-"""Characters of Markdown above which Dagster's UI wants a click first."""
 quantities = st.decimals(0, 10**18, places=12)
 
 
@@ -27,32 +22,22 @@ def meter_of(quantities, meter="tokens"):
     return MeterVolume(meter, days, Volume(NOON))
 
 
-def picture(markdown):
-    return ElementTree.fromstring(base64.b64decode(re.fullmatch(r"!\[[^\]]+\]\(.*base64,(.*)\)", markdown)[1]))
-
-
-def bars(markdown):
-    """Heights in pixels, oldest first."""
-    before, last = (path.attrib["d"] for path in picture(markdown).iter("{http://www.w3.org/2000/svg}path"))
-    return [int(height or 0) for height in re.findall(r"(?:v-(\d+))?m\d+ \d+", before)] + [int(last.split("v-")[1])]
-
-
 @given(st.lists(quantities, min_size=1, max_size=40))
-def test_every_picture_is_well_formed_small_and_shows_each_day(days):
+def test_every_meter_is_shown_at_once_with_its_last_28_days(days):
     [plot] = volume_plots([meter_of(days)]).values()
 
-    assert len(plot.value) < SHOWN_AT_ONCE_MAX
+    assert len(plot.value) < MARKDOWN_MAX
     shown = days[-28:]
-    heights = bars(plot.value)
-    assert (len(heights), max(heights) <= 60) == (28, True)
-    assert [height > 0 for height in heights[28 - len(shown) :]] == [day > 0 for day in shown]
+    bars = heights(plot)
+    assert len(bars) == 28
+    assert [height > 0 for height in bars[28 - len(shown) :]] == [day > 0 for day in shown]
 
 
-def test_the_heights_are_the_shares():
+def test_the_last_day_is_on_the_right_and_named():
     [plot] = volume_plots([meter_of([0, 1, 25, 50, 100])]).values()
 
-    assert bars(plot.value)[-6:] == [0, 0, 1, 15, 30, 60]
-    assert "Mar 10 to Mar 14: last 100, most 100" in "".join(picture(plot.value).itertext())
+    assert heights(plot)[-6:] == [0, 0, 1, 16, 32, 64]
+    assert texts(plot) == ["quantity per UTC day: most 100, last 100", "Mar 14"]
 
 
 def test_only_so_many_meters_are_drawn_and_the_others_are_counted():

@@ -23,7 +23,7 @@ from billing_pipeline.stripe_api.customers import create_customers
 from billing_pipeline.stripe_simulator.journal import FileJournal, Record
 from billing_pipeline.usage.adopt import DEFAULT_SPAN, adopt, release, require_settled
 from billing_pipeline.usage.aggregate import Scope
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline_tests.builders import billable_event, copy_events, map_customer
 from billing_pipeline_tests.fix_simulator import make_core, running_simulator
 from billing_pipeline_tests.prove.judge import Verdict, judge, truth

@@ -22,7 +22,8 @@ from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.errors import BillingError
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage import submit
-from billing_pipeline.usage.flush import flush, open_flow
+from billing_pipeline.usage.flow import open_flow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline.usage.send import boot_nanoseconds
 from billing_pipeline_tests.fix_postgres import forget_settings
 from billing_pipeline_tests.prove.kill_clock import MovedClock

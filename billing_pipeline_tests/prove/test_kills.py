@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from billing_pipeline.stripe_api.meter_events import V1MeterSink
-from billing_pipeline.usage import flush, gate
+from billing_pipeline.usage import flow, gate
 from billing_pipeline_tests.prove.kill_deck import Kind
 from billing_pipeline_tests.prove.kills import run_kills, run_together
 
@@ -73,7 +73,7 @@ def test_a_worker_with_random_identifiers_is_caught(folder):
 def no_gate():
     """A restored ledger goes on as if nothing had happened."""
     gate.lost_attempts = lambda *_: None
-    flush.lost_canaries = lambda *_, **__: None
+    flow.lost_canaries = lambda *_, **__: None
 
 
 def test_a_worker_that_does_not_notice_a_restore_is_caught(folder):

@@ -30,7 +30,8 @@ from billing_pipeline.stripe_simulator.journal import MemoryJournal
 from billing_pipeline.stripe_simulator.wire import Request
 from billing_pipeline.usage.adopt import adopt, release, require_settled
 from billing_pipeline.usage.aggregate import Scope
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline_tests.builders import copy_events, map_customer
 from billing_pipeline_tests.fix_postgres import create_database, drop_database
 from billing_pipeline_tests.fix_simulator import SimulatorClock

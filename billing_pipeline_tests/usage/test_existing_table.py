@@ -17,7 +17,8 @@ from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.aggregate import Scope
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline.usage.import_events import own_source
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 from billing_pipeline_tests.fix_postgres import require_superuser

@@ -18,7 +18,8 @@ from billing_pipeline.definitions import defs
 from billing_pipeline.domain.identifiers import idempotency_key
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_simulator.sessions import token_of
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.cli import command
 from billing_pipeline_tests.fix_postgres import require_superuser
@@ -239,7 +240,7 @@ def test_no_secret_is_in_a_process_list_or_in_what_a_defect_prints(planted, prox
     here = in_environment(planted) | {"STRIPE_API_BASE": proxy.url}
     # A defect at the end: its traceback is for people, who show it to others.
     defect = (
-        "from billing_pipeline.usage.flush import UsageFlow\n"
+        "from billing_pipeline.usage.flow import UsageFlow\n"
         "def confirm(flow): raise RuntimeError(repr(flow.settings))\n"
         "UsageFlow.confirm = confirm\n"
     )

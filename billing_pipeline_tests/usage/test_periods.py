@@ -14,7 +14,8 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.errors import StripeUnavailable
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.subscriptions import ItemPeriod
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline.usage.periods import PeriodsReport, sync_periods
 from billing_pipeline_tests.builders import billable_event, insert_events, map_customer
 from billing_pipeline_tests.fix_flow import counted_by_stripe

@@ -18,7 +18,7 @@ from billing_pipeline.errors import (
 )
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.meter_events import Answer, V1MeterSink, V2StreamSink
-from billing_pipeline.usage.flush import UsageFlow
+from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline.usage.gate import require_clock
 from billing_pipeline.usage.lease import LeaseLost
 from billing_pipeline.usage.submit import SubmitContext, submit

@@ -9,7 +9,8 @@ import pytest
 from billing_pipeline.domain.contract_rules import RULES
 from billing_pipeline.errors import ContractBlocked, SettingsError
 from billing_pipeline.settings import load_settings
-from billing_pipeline.usage.flush import UsageFlow, flush
+from billing_pipeline.usage.flow import UsageFlow
+from billing_pipeline.usage.flush import flush
 from billing_pipeline_tests.builders import billable_event, insert_events
 from billing_pipeline_tests.fix_flow import counted_by_stripe
 from billing_pipeline_tests.usage.test_contract import CATALOGUE, NOW, event, validate
