@@ -52,7 +52,9 @@ class State:
             case "meter_event_cancelled":
                 self.meter_events.cancel(record)
             case "meter_event_rejected":
-                self.error_reports.add(record)
+                report = self.error_reports.add(record)
+                if report is not None:
+                    self.deliveries.add(report)
             case "webhook_attempt":
                 self.deliveries.answered(record["object"], int(received_at.timestamp()))
             case "refusal" | "meter_event_dropped_duplicate":
