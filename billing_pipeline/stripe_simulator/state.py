@@ -19,7 +19,7 @@ from billing_pipeline.stripe_simulator.journal import Journal, Record
 from billing_pipeline.stripe_simulator.sessions import StreamSessions
 from billing_pipeline.stripe_simulator.snapshots import Snapshots
 from billing_pipeline.stripe_simulator.webhook_deliveries import Deliveries
-from billing_pipeline.stripe_simulator.webhook_weather import FAIR, WebhookWeather
+from billing_pipeline.stripe_simulator.webhook_weather import FAIR, Trouble, WebhookWeather
 from billing_pipeline.stripe_simulator.wire import Body
 
 
@@ -103,6 +103,10 @@ class State:
     def newest_first(self, kind: str) -> Iterator[Body]:
         """All objects of a kind that are not deleted, the last created first."""
         return (body for body in reversed(self._objects.get(kind, {}).values()) if not body.get("deleted"))
+
+    def webhook_troubles(self) -> dict[Trouble, int]:
+        """How often each trouble of the webhook weather really happened."""
+        return dict(+(self.events.troubles + self.deliveries.troubles))
 
     def has(self, kind: str) -> bool:
         """Whether there ever was an object of this kind."""

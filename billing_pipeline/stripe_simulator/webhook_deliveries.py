@@ -72,6 +72,11 @@ class Deliveries:
         """Whether anything is ever to be sent."""
         return bool(self._endpoints)
 
+    @property
+    def open_count(self) -> int:
+        """How many deliveries are not over."""
+        return len(self._open)
+
     def add(self, event: Told) -> None:
         """An event sets out for every endpoint that takes its type."""
         for endpoint in self._endpoints.values():
