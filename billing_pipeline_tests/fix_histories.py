@@ -46,7 +46,7 @@ class History:
     """What was lived: `events` oldest first, `final` by kind and id as retrieved at the end.
 
     `final` has the kinds customer, subscription, invoice and checkout_session; a deleted customer is there as Stripe's
-    stub.
+    stub.  Under active_entitlements it has the list of each customer's.
     `played` and `refused` count the steps by move.
     """
 
@@ -78,6 +78,8 @@ class Player:
     clock: SimulatorClock
     customers: dict[int, str] = field(default_factory=dict)
     prices: list[str] = field(default_factory=list)
+    products: list[str] = field(default_factory=list)
+    features: list[str] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     played: Counter[str] = field(default_factory=Counter)
 
@@ -111,6 +113,7 @@ class Player:
             ("calls", 2, {"interval": "month", "usage_type": "metered", "meter": meter}),
         ):
             product = self.must("POST", "/v1/products", name=code, metadata={"plan_code": code})["id"]
+            self.products.append(product)
             price = self.must(
                 "POST",
                 "/v1/prices",
@@ -122,6 +125,10 @@ class Player:
                 recurring=recurring,
             )
             self.prices.append(price["id"])
+        for lookup_key in ("api-access", "sso", "audit-log"):
+            feature = self.must("POST", "/v1/entitlements/features", lookup_key=lookup_key, name=lookup_key)
+            self.features.append(feature["id"])
+        self.must("POST", f"/v1/products/{self.products[0]}/features", entitlement_feature=self.features[0])
 
     def play(self, step: Step) -> None:
         """Let time pass, then make the step's move."""
@@ -222,6 +229,17 @@ def _use(player: Player, who: int, choice: int) -> Body | None:
     return player.call("POST", "/v1/billing/meter_events", event_name="calls", payload=payload)
 
 
+def _grant(player: Player, who: int, choice: int) -> Body | None:
+    feature, product = player.features[choice % 3], player.products[choice // 3 % 3]
+    return player.call("POST", f"/v1/products/{product}/features", entitlement_feature=feature)
+
+
+def _revoke(player: Player, who: int, choice: int) -> Body | None:
+    path = f"/v1/products/{player.products[choice % 3]}/features"
+    attached = player.must("GET", path)["data"]
+    return player.call("DELETE", f"{path}/{attached[0]['id']}") if attached else None
+
+
 def _next_moment(player: Player, who: int, choice: int) -> Body | None:
     """To the very second of what happens next by itself, or the one before it."""
     ahead = player.core.state.due.next_at - int(player.clock().timestamp()) - choice % 2
@@ -282,6 +300,8 @@ MOVES: dict[str, Move] = {
     "rename": _rename,
     "leave": _leave,
     "use": _use,
+    "grant": _grant,
+    "revoke": _revoke,
     "next moment": _next_moment,
     "wait": _wait,
 }
@@ -357,6 +377,11 @@ def _final(player: Player) -> dict[str, dict[str, Body]]:
         "invoice": "invoices",
         "subscription": "subscriptions",
     }
-    return {
+    final = {
         kind: {id: player.must("GET", f"/v1/{path}/{id}") for id in seen.get(kind, {})} for kind, path in paths.items()
     }
+    entitlements = "/v1/entitlements/active_entitlements"
+    final["active_entitlements"] = {
+        id: player.must("GET", entitlements, customer=id, limit=100) for id in seen.get("customer", {})
+    }
+    return final

@@ -235,6 +235,9 @@ def test_each_trouble_happens_and_is_counted(trouble):
     ids = Counter(event["id"] for event in intake.events)
 
     assert 5 < count < 40
+    told = shop.account.core.handle("GET", "/_webhooks", key=KEY).body
+    assert told["troubles"] == {trouble: count}
+    assert (told["events"], told["deliveries_open"]) == (shop.mark(), 0)
     match trouble:
         case Trouble.NOT_GENERATED:
             # The account's own customer was made before the endpoint.
