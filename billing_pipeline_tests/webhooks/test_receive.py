@@ -93,7 +93,7 @@ def test_g01_fifty_parallel_posts_of_one_event_leave_one_row_and_one_202(intake,
     assert connection.execute("SELECT count(*) FROM event_dispatches").fetchone() == (1,)
 
 
-def test_e09_and_e10_what_is_not_signed_by_stripe_is_refused_with_its_reason_and_counted(intake, connection, caplog):
+def test_what_is_not_signed_by_stripe_is_refused_with_its_reason_and_counted(intake, connection, caplog):
     body, _ = signed(event())
     now = int(time.time())
     wrong = {
@@ -119,7 +119,7 @@ def test_e09_and_e10_what_is_not_signed_by_stripe_is_refused_with_its_reason_and
     assert metric(intake, "stripe_webhook_events_total", event_type="unknown", result="invalid_signature") == 3
 
 
-def test_e35_signature_failures_are_written_when_the_intake_stops_at_the_latest(database_url, connection):
+def test_signature_failures_are_written_when_the_intake_stops_at_the_latest(database_url, connection):
     with serving(database_url, clock=lambda: NOW) as intake:
         for _ in range(3):
             intake.post(b"{}", {})
@@ -145,7 +145,7 @@ def test_g11_an_altered_body_is_refused_even_if_it_means_the_same(intake, connec
     assert stored(connection) == set()
 
 
-def test_e11_a_signed_body_that_is_no_event_is_refused(intake, connection):
+def test_a_signed_body_that_is_no_event_is_refused(intake, connection):
     for body in (b"", b"no json", b"[]", body_of(event("sub_1")), body_of(event(data={})), b"\xff"):
         answer = intake.post(body, {"Stripe-Signature": signature_header(body)})
         assert (answer.status, answer.document) == (400, refused("invalid_payload"))
@@ -215,7 +215,7 @@ def test_a02_only_this_path_and_post_are_there(intake):
     assert {intake.ask(method, "/webhooks/stripe").status for method in ("GET", "PUT", "DELETE", "HEAD")} == {405}
 
 
-def test_e27_an_unsigned_post_says_that_the_endpoint_can_be_reached(intake):
+def test_an_unsigned_post_says_that_the_endpoint_can_be_reached(intake):
     assert intake.ask("POST", "/webhooks/stripe").document == refused("missing_signature")
 
 
