@@ -1,4 +1,4 @@
-"""`billing-pipeline serve`: takes Stripe's webhooks until it is told to stop.
+"""`billing-pipeline serve`: takes Stripe's webhooks and handles them until it is told to stop.
 
 It starts only where a delivery could be stored: with a secret to verify by, and a migrated database that takes writes.
 On SIGTERM and Ctrl-C it takes no new connection, answers what it has, and ends with exit code 0.
@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     import uvicorn
 
     from billing_pipeline.settings import Settings
+    from billing_pipeline.webhooks.app import Background
+    from billing_pipeline.webhooks.metrics import WebhookMetrics
 
 CONNECTIONS_MAX = 1_024
 KEEP_ALIVE_SECONDS = 75
@@ -34,7 +38,8 @@ def serve_command(
 ) -> None:
     """Take Stripe's webhooks at /webhooks/stripe, until SIGTERM or Ctrl-C.
 
-    Each is verified, stored and committed before it is answered; /healthz, /readyz and /metrics are for operators.
+    Each is verified, stored and committed before it is answered, and handled right after it.
+    /healthz, /readyz and /metrics are for operators.
     Example: billing-pipeline serve --port 8000
     """
     from billing_pipeline.cli.local_stack import ready_database
@@ -47,7 +52,24 @@ def serve_command(
     database_url = ready_database(settings)
     _require_writable(database_url)
     log_to_stderr(milestones=True)
-    _serve(make_app(settings, database_url, clock=lambda: datetime.now(UTC)), host, settings.billing_intake_port)
+    app = make_app(settings, database_url, clock=_clock, background=_background(settings, database_url))
+    _serve(app, host, settings.billing_intake_port)
+
+
+def _clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def _background(settings: Settings, database_url: str) -> Background:
+    from billing_pipeline.orchestration.webhook_flow import make_steps
+    from billing_pipeline.stripe_api.client import make_client
+    from billing_pipeline.webhooks.worker import working
+
+    def background(metrics: WebhookMetrics) -> AbstractAsyncContextManager[None]:
+        steps = make_steps(make_client(settings), settings, _clock, on_handled=metrics.handled)
+        return working(database_url, steps)
+
+    return background
 
 
 def _require_secret(settings: Settings) -> None:

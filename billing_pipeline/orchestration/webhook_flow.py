@@ -6,6 +6,7 @@ Stripe's error reports about meter events arrive as webhooks and reject entries 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -18,7 +19,10 @@ from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_r
 from billing_pipeline.stripe_api.objects import read_object
 from billing_pipeline.usage.error_reports import write_error_report
 from billing_pipeline.webhooks.dispatch import Dispatcher, ThinHandler, Write
-from billing_pipeline.webhooks.refetch import ReadObject
+from billing_pipeline.webhooks.refetch import ReadObject, refetch_due
+from billing_pipeline.webhooks.worker import Step
+
+REFETCHED_AT_ONCE = 20
 
 
 def make_dispatcher(
@@ -32,6 +36,25 @@ def make_dispatcher(
         attempts_max=settings.billing_dispatch_attempts_max,
         thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
     )
+
+
+def make_steps(
+    client: StripeClient,
+    settings: Settings,
+    clock: Callable[[], datetime],
+    on_handled: Callable[[str, str], None] | None = None,
+) -> dict[str, Step]:
+    """What `serve` does beside taking webhooks, by name; `on_handled` is told each event's type and outcome."""
+    read = make_reader(client, settings)
+
+    def dispatch(connection: Connection[Any]) -> int:
+        dispatcher = make_dispatcher(connection, client, settings, clock)
+        return replace(dispatcher, on_handled=on_handled).run_once().handled
+
+    def refetch(connection: Connection[Any]) -> int:
+        return refetch_due(connection, read, clock, limit=REFETCHED_AT_ONCE).settled
+
+    return {"The dispatcher": dispatch, "The refetch": refetch}
 
 
 def make_reader(client: StripeClient, settings: Settings) -> ReadObject:

@@ -19,7 +19,7 @@ from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.dispatching import pause_after
 
-logger = logging.getLogger(__name__)
+milestones = logging.getLogger("billing_pipeline.milestones")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def hold(connection: Connection[Any], claims: Sequence[Claim]) -> list[ClaimedEv
     params = {"ids": [claim.stripe_event_id for claim in claims], "fences": [claim.fence for claim in claims]}
     held = queries.fetch(connection, "hold_claimed", ClaimedEvent, params)
     for event in held:
-        logger.info(
+        milestones.info(
             "Stripe webhook processing started",
             extra={"stripe_event_id": event.stripe_event_id, "event_type": event.event_type, "attempt": event.attempts},
         )

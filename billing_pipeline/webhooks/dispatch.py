@@ -27,6 +27,7 @@ from billing_pipeline.webhooks.claims import Claim, ClaimedEvent, Failure, claim
 from billing_pipeline.webhooks.handlers import Question, understood
 
 logger = logging.getLogger(__name__)
+milestones = logging.getLogger("billing_pipeline.milestones")
 
 BATCH = 200
 REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.InternalError)
@@ -83,7 +84,7 @@ class Dispatcher:
     """A worker with its own connection.  `sla` is how long a claim lasts; `thin_handlers` are by event type.
 
     `on_changed` is told, after the commit, of organizations whose entitlements may have changed; what it raises is
-    logged and changes nothing.
+    logged and changes nothing.  `on_handled` is told each event's type and outcome then.
     """
 
     connection: Connection[Any]
@@ -92,6 +93,7 @@ class Dispatcher:
     attempts_max: int = ATTEMPTS_MAX
     thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
     on_changed: Callable[[Sequence[str]], None] | None = None
+    on_handled: Callable[[str, str], None] | None = None
 
     def run_once(self, *, limit: int = BATCH) -> DispatchReport:
         """Claim and handle at most `limit` events.  Raises `DatabaseUnavailable`; claims then lapse by themselves."""
@@ -118,7 +120,7 @@ class Dispatcher:
             why = Failure("database", f"PostgreSQL refused what the event says ({type(exc).__name__}).")
             batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A refused event")
         _log(batch)
-        self._tell(batch.organizations)
+        self._tell(batch)
         return batch.report()
 
     def _fetch_thin(self, claims: Sequence[Claim]) -> dict[str, Write | Failure]:
@@ -171,10 +173,13 @@ class Dispatcher:
         parked = fail(self.connection, events, failures, attempts_max=self.attempts_max, now=self.clock())
         return _Batch(events, failures=failures, parked=parked)
 
-    def _tell(self, organizations: Sequence[str]) -> None:
-        if self.on_changed and organizations:
+    def _tell(self, batch: _Batch) -> None:
+        if self.on_handled:
+            for event in batch.events:
+                self.on_handled(event.event_type, batch.outcomes.get(event.stripe_event_id, "failed"))
+        if self.on_changed and batch.organizations:
             try:
-                self.on_changed(organizations)
+                self.on_changed(batch.organizations)
             except Exception as exc:
                 logger.warning("Cached features could not be dropped", extra={"error_type": type(exc).__name__})
 
@@ -205,16 +210,16 @@ def _unknown_account(shown: Projected) -> Failure:
 
 def _log(batch: _Batch) -> None:
     for event in batch.skipped:
-        logger.info("Stripe webhook processing skipped (already processed)", extra=_about(event))
+        milestones.info("Stripe webhook processing skipped (already processed)", extra=_about(event))
     for event in batch.events:
         about = _about(event)
         if failure := batch.failures.get(event.stripe_event_id):
             logger.warning("Stripe webhook processing failed", extra={**about, "error_class": failure.error_class})
         elif batch.outcomes[event.stripe_event_id] == "ignored":
-            logger.info("Stripe webhook event ignored", extra=about)
+            milestones.info("Stripe webhook event ignored", extra=about)
         else:
-            logger.info("Stripe webhook processing completed", extra=about)
-            logger.info("Webhook processed: event_id=%s", event.stripe_event_id)
+            milestones.info("Stripe webhook processing completed", extra=about)
+            milestones.info("Webhook processed: event_id=%s", event.stripe_event_id)
 
 
 def _about(event: ClaimedEvent) -> dict[str, object]:

@@ -46,6 +46,14 @@ RESULT_OF_REFUSAL = {
 """By the reason of a `DeliveryRefused`; the log and `signature_failures` have the reason itself."""
 
 
+RESULT_OF_OUTCOME = {
+    "processed": WebhookResult.DISPATCHED,
+    "ignored": WebhookResult.IGNORED,
+    "failed": WebhookResult.DISPATCH_FAILED,
+}
+"""By what became of a stored event."""
+
+
 class WebhookMetrics:
     """The counters of one process."""
 
@@ -77,6 +85,10 @@ class WebhookMetrics:
             else:
                 event_type = OTHER
         self._events.labels(event_type, result.value).inc()
+
+    def handled(self, event_type: str, outcome: str) -> None:
+        """One stored event was handled: processed, ignored or failed."""
+        self.count(RESULT_OF_OUTCOME[outcome], event_type)
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """How long a request took; `route` is a path of ours, never the one that was asked for."""

@@ -11,8 +11,10 @@ import pytest
 from billing_pipeline.database.connection import connect
 from billing_pipeline_tests.cli.command import billing_pipeline, start
 from billing_pipeline_tests.cli.test_up import free_port
-from billing_pipeline_tests.signing import SECRET
+from billing_pipeline_tests.signing import SECRET, signed
 from billing_pipeline_tests.webhooks.conftest import Intake
+from billing_pipeline_tests.webhooks.events import event as stripe_event
+from billing_pipeline_tests.webhooks.events import subscription
 
 EVENTS = 300
 CLIENTS = 8
@@ -55,7 +57,7 @@ def answers(intake):
 
 def stored(database_url):
     with connect(database_url) as connection:
-        return {row[0] for row in connection.execute("SELECT stripe_event_id FROM event_dispatches")}
+        return {row[0] for row in connection.execute("SELECT stripe_event_id FROM stripe_events")}
 
 
 def deliver_until_it_ends(intake, client, acknowledged):
@@ -118,11 +120,37 @@ def test_every_delivery_is_a_line_of_the_log_and_nothing_else_is(settings, serve
 
     fields = "stripe_event_id=evt_1 event_type=customer.subscription.updated tenant_hint=acme"
     assert (process.returncode, out) == (0, "")
-    assert [line.partition(" ")[2] for line in err.splitlines()] == [
+    handling = ("INFO Stripe webhook processing ", "INFO Webhook processed: ")
+    lines = [line.partition(" ")[2] for line in err.splitlines()]
+    assert [line for line in lines if not line.startswith(handling)] == [
         f"INFO Stripe webhook accepted and queued {fields}",
         f"INFO Stripe webhook duplicate ignored {fields}",
         "ERROR Signature verification failed: missing_signature",
     ]
+
+
+@pytest.mark.slow
+def test_what_is_delivered_is_handled_at_once_and_counted(settings, served):
+    process, intake = served
+    delivered = stripe_event("customer.subscription.created", subscription())
+    assert intake.post(*signed(delivered)).status == 202
+
+    with connect(settings["DATABASE_URL"]) as connection:
+        deadline = time.monotonic() + 10
+        while not (gates := connection.execute("SELECT organization_id, active FROM entitlements").fetchall()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        outcome = connection.execute("SELECT processing_outcome FROM stripe_events").fetchone()
+    metrics = intake.ask("GET", "/metrics").raw.decode()
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+
+    assert gates == [("acme", True)]
+    assert outcome == ("processed",)
+    counted = 'stripe_webhook_events_total{event_type="customer.subscription.created",result="dispatched"} 1.0'
+    assert counted in metrics
+    assert f"INFO Webhook processed: event_id={delivered['id']}" in err
+    assert process.returncode == 0
 
 
 def refusal(settings, **changes):

@@ -1,0 +1,75 @@
+"""Threads beside the intake that handle what is stored: one dispatches, one asks Stripe.
+
+They share nothing with the requests but the process.  Whatever stops them (a kill, a database that restarts) leaves
+claims that lapse; another `serve` or the Dagster job takes those over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from psycopg import Connection
+
+from billing_pipeline.errors import BillingError
+from billing_pipeline.webhooks.lasting_connection import LastingConnection
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.1
+"""Between two looks at an empty list: what a delivery waits at most before it is handled."""
+
+PAUSE_SECONDS = 2.0
+"""After a failure."""
+
+Step = Callable[[Connection[Any]], int]
+"""Does some of what there is to do and returns how much that was; twice must be the same as once."""
+
+
+class Worker(threading.Thread):
+    """Repeats a step on a connection of its own until it is stopped."""
+
+    def __init__(self, name: str, database_url: str, step: Step) -> None:
+        super().__init__(name=name, daemon=True)
+        self._connection = LastingConnection(database_url)
+        self._step = step
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            self._stopping.wait(self._once())
+        self._connection.close()
+
+    def stop(self) -> None:
+        """Ask it to end after the step that it is in."""
+        self._stopping.set()
+
+    def _once(self) -> float:
+        """How long to wait before the next step."""
+        try:
+            return 0 if self._connection.run(self._step) else IDLE_SECONDS
+        except BillingError as exc:
+            logger.warning("%s waits: %s", self.name, exc)
+        except Exception as exc:
+            # The driver's own words may quote values; a worker that ended would leave everything to the Dagster job.
+            logger.error("%s failed: %s", self.name, type(exc).__name__)
+        return PAUSE_SECONDS
+
+
+@asynccontextmanager
+async def working(database_url: str, steps: Mapping[str, Step], *, patience: float = 20) -> AsyncIterator[None]:
+    """Workers by name, for as long as the block runs; at its end each has `patience` seconds to finish its step."""
+    workers = [Worker(name, database_url, step) for name, step in steps.items()]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.stop()
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(None, worker.join, patience) for worker in workers))

@@ -1,0 +1,70 @@
+"""The threads beside the intake go on through whatever happens to their step or their database."""
+
+import asyncio
+import time
+
+import pytest
+
+from billing_pipeline.errors import DatabaseUnavailable
+from billing_pipeline.webhooks import worker
+from billing_pipeline.webhooks.worker import working
+
+pytestmark = pytest.mark.slow
+
+
+def run_until(database_url, step, done, monkeypatch):
+    monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.01)
+
+    async def run():
+        async with working(database_url, {"The worker": step}):
+            deadline = time.monotonic() + 10
+            while not done():
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "fault", [DatabaseUnavailable("PostgreSQL does not answer."), ValueError("whsec_of_a_customer")]
+)
+def test_a_step_that_fails_is_tried_again_and_nothing_is_quoted(database_url, monkeypatch, caplog, fault):
+    tries = []
+
+    def step(_connection):
+        tries.append(1)
+        if len(tries) < 4:
+            raise fault
+        return 0
+
+    run_until(database_url, step, lambda: len(tries) >= 5, monkeypatch)
+
+    assert "whsec" not in caplog.text
+    assert "The worker" in caplog.text
+
+
+def test_a_connection_that_was_cut_is_opened_again(database_url, connection, monkeypatch):
+    backends = []
+
+    def step(own):
+        backends.append(own.info.backend_pid)
+        if len(backends) == 2:
+            connection.execute("SELECT pg_terminate_backend(%s)", [backends[0]])
+            own.execute("SELECT 1")
+        return 0
+
+    run_until(database_url, step, lambda: len(set(backends)) == 2, monkeypatch)
+
+
+def test_the_end_waits_for_the_step_under_way(database_url, monkeypatch):
+    steps = []
+
+    def step(_connection):
+        steps.append("begun")
+        time.sleep(0.3)
+        steps.append("done")
+        return 1
+
+    run_until(database_url, step, lambda: steps, monkeypatch)
+
+    assert steps.count("begun") == steps.count("done")
