@@ -7,19 +7,22 @@ import socket
 import threading
 import time
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
+import stripe
 
-from billing_pipeline.cli.intake import local_secret, serves_webhooks
+from billing_pipeline.cli.intake import serves_webhooks, simulators_secrets
 from billing_pipeline.cli.local_stack import listens
 from billing_pipeline.cli.state_lock import is_held
 from billing_pipeline.database.connection import connect
 from billing_pipeline.orchestration.dagster_probes import state_at
-from billing_pipeline.settings import load_settings
+from billing_pipeline.settings import SIMULATOR_KEY, load_settings
 from billing_pipeline_tests.cli.command import billing_pipeline, start
 from billing_pipeline_tests.fix_postgres import drop_database
+from billing_pipeline_tests.fix_simulator import make_core, running_simulator
 from billing_pipeline_tests.signing import SECRET
 from billing_pipeline_tests.webhooks.conftest import Intake
 
@@ -115,9 +118,10 @@ def test_up_serves_dagster_and_stripe_and_ctrl_c_leaves_nothing(stack, running):
     intake = Intake(f"http://127.0.0.1:{stack['BILLING_INTAKE_PORT']}")
     kept = stack["folder"] / "state" / "webhook_secret"
     assert kept.stat().st_mode & 0o777 == 0o600
-    assert intake.deliver("evt_1", kept.read_text()).status == 202
+    secret, _ = kept.read_text().split(",")
+    assert intake.deliver("evt_1", secret).status == 202
     assert intake.deliver("evt_2").status == 400
-    assert kept.read_text() not in str([member.cmdline() for member in family])
+    assert secret not in str([member.cmdline() for member in family])
     assert is_held(stack["folder"] / "state")
 
     code, _, err = billing_pipeline("up", **stack)
@@ -216,14 +220,42 @@ def test_without_a_secret_of_the_real_stripe_there_is_no_intake_and_its_port_is_
     assert serves_webhooks(load_settings(stripe_secret_key="sk_test_0123456789abcdef", stripe_webhook_secret=SECRET))
 
 
-def test_the_secret_of_this_machine_is_made_once(tmp_path):
-    settings = load_settings(billing_state_dir=tmp_path / "state")
-    made = local_secret(settings)
+def subscribed(simulator_url: str, organization_id: str) -> None:
+    client = stripe.StripeClient(SIMULATOR_KEY, base_addresses={"api": simulator_url}, max_network_retries=0)
+    product = client.v1.products.create({"name": "Seats"})
+    recurring = {"interval": "month"}
+    price = client.v1.prices.create(
+        {"currency": "usd", "product": product.id, "unit_amount": 900, "recurring": recurring}
+    )
+    customer = client.v1.customers.create({"metadata": {"organization_id": organization_id}})
+    client.v1.subscriptions.create({"customer": customer.id, "items": [{"price": price.id}]})
 
-    assert local_secret(settings) == made
-    assert len(made.removeprefix("whsec_")) == 48
-    assert local_secret(load_settings(billing_state_dir=tmp_path / "other")) != made
-    load_settings(stripe_webhook_secret=made)
+
+@pytest.mark.slow
+def test_what_happens_at_stripe_opens_the_gate_within_seconds(stack, running):
+    subscribed(f"http://127.0.0.1:{stack['SIMULATOR_PORT']}", "acme")
+
+    with connect(stack["DATABASE_URL"]) as connection:
+        deadline = time.monotonic() + 20
+        while connection.execute("SELECT active FROM entitlements WHERE organization_id = 'acme'").fetchall() != [
+            (True,)
+        ]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        invoices = connection.execute("SELECT total FROM invoices").fetchall()
+
+    assert invoices == [(900,)]
+
+
+def test_the_simulator_is_told_of_an_intake_once(tmp_path):
+    with running_simulator(make_core(lambda: datetime.now(UTC))) as simulator:
+        of_a_port = {"stripe_api_base": simulator.url, "billing_state_dir": tmp_path / "state"}
+        told = simulators_secrets(load_settings(billing_intake_port=8001, **of_a_port)).split(",")
+
+        assert simulators_secrets(load_settings(billing_intake_port=8001, **of_a_port)).split(",") == told
+        assert len(set(told)) == 2
+        assert simulators_secrets(load_settings(billing_intake_port=8002, **of_a_port)).split(",")[2:] == told
+        assert load_settings(stripe_webhook_secret=",".join(told)).webhook_secrets == tuple(told)
 
 
 def test_a_code_location_has_the_name_that_its_history_hangs_on():
