@@ -36,6 +36,8 @@ ZEITGEIST = "zeitgeist"
 ENV_FILES = (".env.compose", ".env", ".env.local")
 """Lowest precedence first, as pydantic-settings reads them."""
 
+TOKEN_LENGTH_MIN = 24
+
 DATABASE_URL_FORM = "//user:password@host"
 """What .env.example shows; whoever copies it has not filled it in."""
 
@@ -100,7 +102,10 @@ class Settings(BaseSettings):
     billing_dispatch_sla_seconds: int = Field(default=300, ge=10, description="a claimed event is done by then")
     billing_dispatch_attempts_max: int = Field(default=10, ge=1, description="then it is parked for a person")
     billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="bodies and payloads of handled events")
+    billing_access_token: SecretStr | None = Field(default=None, description="for the web app; unset: no such routes")
     saas_workspace_booking_url: str | None = Field(default=None, description="where who lacks saas is sent")
+    saas_upgrade_price_id: str | None = Field(default=None, description="price_...; unset: nobody upgrades by itself")
+    saas_upgrade_return_url: str | None = Field(default=None, description="where a checkout leads back to")
 
     billing_mark_url: str | None = Field(default=None, description="any fsspec address; unset: a file in the state dir")
     billing_safe_send_seconds: int = Field(default=72_000, ge=60)
@@ -143,6 +148,20 @@ class Settings(BaseSettings):
                 raise ValueError("is a placeholder; fill in the endpoint's signing secret, or leave it empty")
         return secrets
 
+    @field_validator("billing_access_token")
+    @classmethod
+    def _token_cannot_be_guessed(cls, token: SecretStr | None) -> SecretStr | None:
+        if token and (len(token.get_secret_value()) < TOKEN_LENGTH_MIN or is_placeholder(token.get_secret_value())):
+            raise ValueError(f"must be a random text of at least {TOKEN_LENGTH_MIN} characters")
+        return token
+
+    @field_validator("saas_workspace_booking_url", "saas_upgrade_return_url")
+    @classmethod
+    def _address_is_of_the_web(cls, url: str | None) -> str | None:
+        if url and not url.startswith(("https://", "http://localhost", "http://127.0.0.1")):
+            raise ValueError("must be an https address")
+        return url
+
     @field_validator("database_url", "dagster_database_url")
     @classmethod
     def _url_is_filled_in(cls, url: SecretStr | None) -> SecretStr | None:
@@ -181,6 +200,12 @@ class Settings(BaseSettings):
         if start_at is not None and start_at != hour_of(start_at):
             raise ValueError("must be a full UTC hour, such as 2026-01-01T00:00:00Z")
         return start_at
+
+    @model_validator(mode="after")
+    def _an_upgrade_leads_back(self) -> Self:
+        if (self.saas_upgrade_price_id is None) != (self.saas_upgrade_return_url is None):
+            raise ValueError("SAAS_UPGRADE_PRICE_ID and SAAS_UPGRADE_RETURN_URL are set together or not at all")
+        return self
 
     @model_validator(mode="after")
     def _times_fit_together(self) -> Self:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from billing_pipeline.settings import Settings
+    from billing_pipeline.webhooks.access import OpenCheckout
     from billing_pipeline.webhooks.app import Background
     from billing_pipeline.webhooks.metrics import WebhookMetrics
 
@@ -52,12 +53,40 @@ def serve_command(
     database_url = ready_database(settings)
     _require_writable(database_url)
     log_to_stderr(milestones=True)
-    app = make_app(settings, database_url, clock=_clock, background=_background(settings, database_url))
+    app = make_app(
+        settings,
+        database_url,
+        clock=_clock,
+        background=_background(settings, database_url),
+        open_checkout=_checkout(settings),
+    )
     _serve(app, host, settings.billing_intake_port)
 
 
 def _clock() -> datetime:
     return datetime.now(UTC)
+
+
+def _checkout(settings: Settings) -> OpenCheckout | None:
+    from billing_pipeline.stripe_api.checkout import open_checkout
+    from billing_pipeline.stripe_api.client import make_client
+
+    price_id, return_url = settings.saas_upgrade_price_id, settings.saas_upgrade_return_url
+    if price_id is None or return_url is None:
+        return None
+    client = make_client(settings)
+
+    def opened(organization_id: str, customer_id: str | None) -> str:
+        return open_checkout(
+            client,
+            settings,
+            organization_id=organization_id,
+            customer_id=customer_id,
+            price_id=price_id,
+            return_url=return_url,
+        )
+
+    return opened
 
 
 def _background(settings: Settings, database_url: str) -> Background:

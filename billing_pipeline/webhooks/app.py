@@ -19,6 +19,7 @@ from starlette.routing import Route
 from billing_pipeline.database.schema_version import require_current_schema
 from billing_pipeline.errors import BillingError
 from billing_pipeline.settings import Settings
+from billing_pipeline.webhooks.access import OpenCheckout, add_access_routes
 from billing_pipeline.webhooks.committer import Committer
 from billing_pipeline.webhooks.metrics import CONTENT_TYPE, WebhookMetrics
 from billing_pipeline.webhooks.receive import PATH, StripeEndpoint
@@ -33,12 +34,18 @@ Background = Callable[[WebhookMetrics], AbstractAsyncContextManager[Any]]
 
 
 def make_app(
-    settings: Settings, database_url: str, *, clock: Callable[[], datetime], background: Background | None = None
+    settings: Settings,
+    database_url: str,
+    *,
+    clock: Callable[[], datetime],
+    background: Background | None = None,
+    open_checkout: OpenCheckout | None = None,
 ) -> FastAPI:
     """The intake as an ASGI application, to be served with its lifespan.
 
     `clock` tells the time in UTC, against which signatures are judged.  `background` runs for as long as the intake
     serves, in the same event loop; it begins after the inbox is ready and ends before the last requests are committed.
+    `open_checkout` is what an organization without the workspace may use; None where it may not.
     """
     metrics = WebhookMetrics()
     stuck_after = timedelta(seconds=settings.billing_dispatch_sla_seconds)
@@ -55,6 +62,7 @@ def make_app(
     )
     app.router.routes.append(Route(PATH, endpoint, methods=["POST"]))
     _add_operators_routes(app, committer, metrics)
+    add_access_routes(app, settings, committer.ask, open_checkout)
     return app
 
 

@@ -61,9 +61,11 @@ class Intake:
 
 
 @contextmanager
-def serving(database_url, *, clock=lambda: datetime.now(UTC), background=None, **settings):
+def serving(database_url, *, clock=lambda: datetime.now(UTC), background=None, open_checkout=None, **settings):
     chosen = load_settings(**{"stripe_webhook_secret": SECRET, "database_url": database_url} | settings)
-    server = make_server(make_app(chosen, database_url, clock=clock, background=background))
+    server = make_server(
+        make_app(chosen, database_url, clock=clock, background=background, open_checkout=open_checkout)
+    )
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

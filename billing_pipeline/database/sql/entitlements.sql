@@ -78,3 +78,21 @@ ON CONFLICT (organization_id, feature) DO UPDATE
        changed_at = CASE WHEN kept.active = excluded.active THEN kept.changed_at ELSE excluded.changed_at END
  WHERE (kept.active, kept.stripe_object_id) IS DISTINCT FROM (excluded.active, excluded.stripe_object_id)
 RETURNING organization_id;
+
+-- name: entitlements_of
+SELECT feature, active, changed_at FROM entitlements WHERE organization_id = %(organization_id)s ORDER BY feature;
+
+-- name: buying_customer
+-- The customer that a new subscription of the organization belongs to: what a person mapped last, else one that is known.
+SELECT stripe_customer_id
+  FROM (SELECT stripe_customer_id, 1 AS place, upper(valid_during) AS until
+          FROM customer_mappings
+         WHERE text_range(organization_id, organization_id, '[]')
+               && text_range(%(organization_id)s, %(organization_id)s, '[]')
+        UNION ALL
+        SELECT c.stripe_customer_id, 2, NULL
+          FROM customer_organizations c
+          LEFT JOIN stripe_customers s USING (stripe_customer_id)
+         WHERE c.organization_id = %(organization_id)s AND NOT coalesce(s.deleted, false)) known
+ ORDER BY place, until DESC NULLS FIRST, stripe_customer_id
+ LIMIT 1;
