@@ -108,6 +108,10 @@ class Dispatcher:
             total += done
         return total
 
+    def handle(self, claims: Sequence[Claim]) -> DispatchReport:
+        """Handle events that the caller has claimed, such as a replay.  Raises `DatabaseUnavailable`."""
+        return self._handle(claims)
+
     def _handle(self, claims: Sequence[Claim]) -> DispatchReport:
         fetched = self._fetch_thin(claims)
         try:
