@@ -18,20 +18,27 @@ from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_r
 from billing_pipeline.stripe_api.objects import read_object
 from billing_pipeline.usage.error_reports import write_error_report
 from billing_pipeline.webhooks.dispatch import Dispatcher, ThinHandler, Write
+from billing_pipeline.webhooks.feature_cache import OnChanged, make_feature_cache
 from billing_pipeline.webhooks.refetch import ReadObject
 
 
 def make_dispatcher(
     connection: Connection[Any], client: StripeClient, settings: Settings, clock: Callable[[], datetime]
 ) -> Dispatcher:
-    """A dispatcher that also takes Stripe's error reports."""
+    """A dispatcher that also takes Stripe's error reports, and drops cached features where they changed."""
     return Dispatcher(
         connection,
         clock,
         sla=timedelta(seconds=settings.billing_dispatch_sla_seconds),
         attempts_max=settings.billing_dispatch_attempts_max,
         thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
+        on_changed=make_cache_dropper(settings),
     )
+
+
+def make_cache_dropper(settings: Settings) -> OnChanged:
+    """Drops changed organizations' features from the cache of REDIS_URL; for the dispatcher and for refetches."""
+    return make_feature_cache(settings.redis_url.get_secret_value() if settings.redis_url else None).drop
 
 
 def make_reader(client: StripeClient, settings: Settings) -> ReadObject:
