@@ -80,7 +80,7 @@ def test_its_incident_goes_as_it_shows(tmp_path, database_url, connection):
         Dispatcher(connection, clock).run_once()
         clock.advance(seconds=pause_after(attempt).total_seconds())
     annotate_event(connection, "evt_1Qy2xy", "asked Stripe", actor="ada", now=now)
-    clock = SimulatorClock(now - timedelta(minutes=4, seconds=30))
+    clock = SimulatorClock(now - timedelta(minutes=2, seconds=32))
     nobodys = subscription(id="sub_2", customer="cus_2", metadata={})
     store(connection, [event("customer.subscription.created", nobodys, id="evt_1Qy6ab")], now=clock())
     for attempt in (1, 2, 3):
