@@ -1,5 +1,6 @@
 """A replay begins an event anew and reports how it ended; a dry run shows the same and writes nothing."""
 
+import logging
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -120,6 +121,14 @@ def test_a_choice_is_replayed_the_oldest_first_and_no_more_than_asked(connection
     of_handler = Choice(outcomes=[Outcome.FAILED], handler=HandlerName.SUBSCRIPTION)
     assert [one.stripe_event_id for one in choose_events(connection, of_handler, limit=2)] == ["evt_3", "evt_2"]
     assert [one.stripe_event_id for one in replay(dispatcher, chosen)] == ["evt_inv", "evt_3"]
+
+
+def test_a_replay_writes_the_line_that_people_look_for(connection, dispatcher, caplog):
+    caplog.set_level(logging.INFO)
+    store(connection, [event("customer.subscription.created", subscription(), id="evt_1")], now=NOW)
+    list(replay(dispatcher, named_events(connection, ["evt_1"])))
+
+    assert "Webhook processed: event_id=evt_1" in [record.getMessage() for record in caplog.records]
 
 
 def test_unknown_ids_are_named_and_events_without_payload_are_refused(connection, nobodys):
