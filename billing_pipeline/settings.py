@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     billing_dispatch_attempts_max: int = Field(default=10, ge=1, description="then it is parked for a person")
     billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="bodies and payloads of handled events")
     billing_access_token: SecretStr | None = Field(default=None, description="for the web app; unset: no such routes")
+    redis_url: SecretStr | None = Field(default=None, description="where product code caches features; unset: nowhere")
     saas_workspace_booking_url: str | None = Field(default=None, description="where who lacks saas is sent")
     saas_upgrade_price_id: str | None = Field(default=None, description="price_...; unset: nobody upgrades by itself")
     saas_upgrade_return_url: str | None = Field(default=None, description="where a checkout leads back to")
@@ -160,6 +161,13 @@ class Settings(BaseSettings):
     def _address_is_of_the_web(cls, url: str | None) -> str | None:
         if url and not url.startswith(("https://", "http://localhost", "http://127.0.0.1")):
             raise ValueError("must be an https address")
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_is_one(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
         return url
 
     @field_validator("database_url", "dagster_database_url")

@@ -6,7 +6,6 @@ Stripe's error reports about meter events arrive as webhooks and reject entries 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_r
 from billing_pipeline.stripe_api.objects import read_object
 from billing_pipeline.usage.error_reports import write_error_report
 from billing_pipeline.webhooks.dispatch import Dispatcher, ThinHandler, Write
+from billing_pipeline.webhooks.feature_cache import OnChanged, make_feature_cache
 from billing_pipeline.webhooks.refetch import ReadObject, refetch_due
 from billing_pipeline.webhooks.worker import Step
 
@@ -26,15 +26,26 @@ REFETCHED_AT_ONCE = 20
 
 
 def make_dispatcher(
-    connection: Connection[Any], client: StripeClient, settings: Settings, clock: Callable[[], datetime]
+    connection: Connection[Any],
+    client: StripeClient,
+    settings: Settings,
+    clock: Callable[[], datetime],
+    *,
+    on_changed: OnChanged | None = None,
+    on_handled: Callable[[str, str], None] | None = None,
 ) -> Dispatcher:
-    """A dispatcher that also takes Stripe's error reports."""
+    """A dispatcher that also takes Stripe's error reports, and drops cached features where they changed.
+
+    `on_changed` is what drops them, for those who make many dispatchers.
+    """
     return Dispatcher(
         connection,
         clock,
         sla=timedelta(seconds=settings.billing_dispatch_sla_seconds),
         attempts_max=settings.billing_dispatch_attempts_max,
         thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
+        on_changed=on_changed or make_cache_dropper(settings),
+        on_handled=on_handled,
     )
 
 
@@ -45,16 +56,21 @@ def make_steps(
     on_handled: Callable[[str, str], None] | None = None,
 ) -> dict[str, Step]:
     """What `serve` does beside taking webhooks, by name; `on_handled` is told each event's type and outcome."""
-    read = make_reader(client, settings)
+    read, drop = make_reader(client, settings), make_cache_dropper(settings)
 
     def dispatch(connection: Connection[Any]) -> int:
-        dispatcher = make_dispatcher(connection, client, settings, clock)
-        return replace(dispatcher, on_handled=on_handled).run_once().handled
+        dispatcher = make_dispatcher(connection, client, settings, clock, on_changed=drop, on_handled=on_handled)
+        return dispatcher.run_once().handled
 
     def refetch(connection: Connection[Any]) -> int:
-        return refetch_due(connection, read, clock, limit=REFETCHED_AT_ONCE).settled
+        return refetch_due(connection, read, clock, limit=REFETCHED_AT_ONCE, on_changed=drop).settled
 
     return {"The dispatcher": dispatch, "The refetch": refetch}
+
+
+def make_cache_dropper(settings: Settings) -> OnChanged:
+    """Drops changed organizations' features from the cache of REDIS_URL; for the dispatcher and for refetches."""
+    return make_feature_cache(settings.redis_url.get_secret_value() if settings.redis_url else None).drop
 
 
 def make_reader(client: StripeClient, settings: Settings) -> ReadObject:

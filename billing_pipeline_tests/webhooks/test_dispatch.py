@@ -66,7 +66,8 @@ def test_a_deleted_subscription_closes_the_gate(connection, dispatcher, clock):
     assert rows(connection, "SELECT active, changed_at FROM entitlements") == [(False, NOW + timedelta(hours=1))]
 
 
-def test_what_is_nothing_of_ours_is_kept_and_ignored(connection, dispatcher):
+def test_what_is_nothing_of_ours_is_kept_and_ignored(connection, dispatcher, caplog):
+    caplog.set_level(logging.INFO)
     charge = event("charge.succeeded", {"id": "ch_1", "object": "charge"})
     upcoming = event("invoice.upcoming", invoice(id=None))
     store(connection, [charge, upcoming], now=NOW)
@@ -74,6 +75,7 @@ def test_what_is_nothing_of_ours_is_kept_and_ignored(connection, dispatcher):
     assert dispatcher.run_once() == DispatchReport(ignored=2)
     assert rows(connection, "SELECT count(*) FROM invoices") == [(0,)]
     assert set(outcomes(connection).values()) == {"ignored"}
+    assert caplog.text.count("Stripe webhook event ignored") == 2
 
 
 def test_an_unreadable_event_fails_alone(connection, dispatcher):
