@@ -196,6 +196,22 @@ def test_a_dry_run_of_an_event_that_the_database_refuses_says_so_and_goes_on(con
     assert tables(connection) == before
 
 
+def test_a_dry_run_of_what_cannot_be_read_and_of_what_only_names_its_object(connection, dispatcher):
+    names = {**THIN, "type": "v1.invoice.paid", "related_object": {"id": "in_1", "type": "invoice"}}
+    broken = event("customer.subscription.updated", subscription(status=7), id="evt_broken")
+    store(connection, [names, broken], now=NOW)
+    before = tables(connection)
+
+    found = dry_run(dispatcher, named_events(connection, ["evt_thin", "evt_broken"]))
+
+    assert {one.stripe_event_id: one.error_class for one in found.events} == {
+        "evt_thin": None,
+        "evt_broken": "unreadable",
+    }
+    assert {change.table for change in found.changes} == {"object_refetches"}
+    assert tables(connection) == before
+
+
 def test_a_dry_run_shows_payloads_without_the_person(connection, dispatcher):
     about = {"id": "cus_1", "object": "customer", "email": "ada@example.com"}
     store(connection, [event("customer.created", about, id="evt_ada")], now=NOW)

@@ -128,6 +128,29 @@ def test_a_dry_run_names_the_target_and_delivers_nothing(tmp_path, database_url,
     assert "payload  {" in out
 
 
+def test_an_answer_says_whether_the_intake_has_the_event(database_url, inbox):
+    chosen = named_events(inbox, ["evt_good", "evt_nobodys"])
+    with serving(database_url) as intake:
+        url = f"{intake.url}/webhooks/stripe"
+        right = list(deliver(inbox, chosen, url=url, secret=SECRET, clock=now))
+        [wrong, _] = deliver(inbox, chosen, url=url, secret="whsec_of_somebody_else", clock=now)
+        [nowhere, _] = deliver(inbox, chosen, url=f"{intake.url}/healthz/no", secret=SECRET, clock=now)
+        asleep = []
+        found = outcomes(inbox, chosen, clock=now, patience=timedelta(seconds=0.1), sleep=asleep.append)
+
+    assert {one.stripe_event_id: (one.is_taken, one.status) for one in right} == {
+        "evt_good": (True, "already_processed"),
+        "evt_nobodys": (True, "requeued"),
+    }
+    assert (wrong.is_taken, wrong.http_status, wrong.status) == (False, 400, "refused")
+    assert "STRIPE_WEBHOOK_SECRET" in wrong.why_not
+    assert (nowhere.http_status, nowhere.status) == (404, None)
+    assert "--webhook-url" in nowhere.why_not
+    # Nobody handles it here, so it was waited for and then given up.
+    assert asleep
+    assert {one.stripe_event_id: one.ended_well for one in found} == {"evt_good": True, "evt_nobodys": False}
+
+
 def test_no_intake_is_told_with_what_to_do(inbox):
     parcels = deliver(
         inbox,
