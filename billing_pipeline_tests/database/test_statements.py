@@ -11,7 +11,7 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.database.queries import part, statements
 from billing_pipeline_tests.fix_postgres import fresh_database
 
-PARAMETER = re.compile(r"%\((\w+)\)s")
+PARAMETER = re.compile(r"%\((\w+)\)[sb]")
 RELATION = re.compile(r"(?:FROM|JOIN|INTO|UPDATE|TABLE|COPY|LIKE)\s+\{(\w+)\}")
 PREPARABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "WITH")
 INSTANT = re.compile(r"now|since|.*_(at|start|end|before|after|since|until)")
@@ -66,7 +66,7 @@ def check(connection: Connection, statement: str) -> str:
     if not body.startswith(PREPARABLE):
         return run(connection, PARAMETER.sub(lambda found: null(found[1]), body))
     for number, name in enumerate(names, start=1):
-        body = body.replace(f"%({name})s", f"${number}")
+        body = re.sub(rf"%\({name}\)[sb]", f"${number}", body)
     types = f"({', '.join(map(type_of, names))})" if names else ""
     values = f"({', '.join('NULL' for _ in names)})" if names else ""
     connection.execute("DEALLOCATE ALL")
