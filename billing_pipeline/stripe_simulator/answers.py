@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from billing_pipeline.stripe_simulator.display import displayed
 from billing_pipeline.stripe_simulator.journal import Record
 from billing_pipeline.stripe_simulator.sessions import token_of
 from billing_pipeline.stripe_simulator.wire import Body, Channel, rfc3339
@@ -25,8 +26,9 @@ def answer_body(record: Record) -> Body:
             return _meter_event_v2(record) if record.get("channel") == Channel.V2 else _meter_event_v1(record)
         case "meter_event_session":
             return {**record["object"], "authentication_token": token_of(record["object"])}
-    body: Body = record["object"]
-    return body
+        case "webhook_attempt":
+            return dict(record["object"])
+    return displayed(record["kind"], record["object"])
 
 
 def _meter_event_v1(record: Record) -> Body:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import calendar
 from datetime import UTC, datetime
 
+from billing_pipeline.stripe_simulator.display import displayed
 from billing_pipeline.stripe_simulator.wire import Body
 
 _MONTHS = {"month": 1, "year": 12}
-_ITEMS_SHOWN_MAX = 10
-"""Of the list inside a subscription; the rest is paged at /v1/subscription_items."""
 
 
 def months_of(price: Body) -> int:
@@ -50,7 +49,8 @@ def with_periods(subscription: Body, epoch: int) -> Body:
     items = []
     for item in subscription["items"]["data"]:
         anchor, months = subscription["billing_cycle_anchor"], months_of(item["price"])
-        start, end = period_at(subscription["created"], anchor, months, at)
+        # A trial lasts until its anchor, which is where the first paid period begins.
+        start, end = period_at(subscription.get("trial_start") or subscription["created"], anchor, months, at)
         items.append({**item, "current_period_start": start, "current_period_end": end})
     return {**subscription, "items": {**subscription["items"], "data": items}}
 
@@ -62,7 +62,4 @@ def first_period_end(subscription: Body, epoch: int) -> int:
 
 def shown(subscription: Body, epoch: int) -> Body:
     """The subscription as an answer holds it: of a long list of items only the first page."""
-    whole = with_periods(subscription, epoch)
-    items = whole["items"]["data"]
-    paged = {"data": items[:_ITEMS_SHOWN_MAX], "has_more": len(items) > _ITEMS_SHOWN_MAX}
-    return {**whole, "items": {**whole["items"], **paged}}
+    return displayed("subscription", with_periods(subscription, epoch))

@@ -48,16 +48,31 @@ class Write:
 Endpoint = Callable[[State, Call], Body | Write]
 
 
-def created(kind: str, body: Body) -> Record:
-    """A new object, whole."""
-    return {"kind": kind, "change": "created", "object": body}
+_STEMS = {"customer": "customer", "invoice": "invoice", "subscription": "customer.subscription"}
+"""What Stripe calls the events of a kind; the other kinds tell of nothing by themselves."""
 
 
-def updated(kind: str, body: Body) -> Record:
-    """An object as it is after the change, whole."""
+def created(kind: str, body: Body, *events: str) -> Record:
+    """A new object, whole, and the types of the events it makes: by default its own creation."""
+    return _record(kind, "created", body, events)
+
+
+def updated(kind: str, body: Body, *events: str) -> Record:
+    """An object as it is after the change, whole; `events` replace the one of an update."""
+    return _record(kind, "updated", body, events)
+
+
+def silent(kind: str, body: Body) -> Record:
+    """An object that no event tells of: what is repeated as the answer, and what only the simulator knows."""
     return {"kind": kind, "change": "updated", "object": body}
 
 
 def deleted(kind: str, stripe_name: str, id: str) -> Record:
-    """What Stripe shows of an object after it is gone."""
-    return {"kind": kind, "change": "deleted", "object": {"id": id, "object": stripe_name, "deleted": True}}
+    """What Stripe shows of an object after it is gone; its event shows it as it was."""
+    return _record(kind, "deleted", {"id": id, "object": stripe_name, "deleted": True}, ())
+
+
+def _record(kind: str, change: str, body: Body, events: tuple[str, ...]) -> Record:
+    record: Record = {"kind": kind, "change": change, "object": body}
+    told = list(events) or ([f"{_STEMS[kind]}.{change}"] if kind in _STEMS else [])
+    return {**record, "events": told} if told else record

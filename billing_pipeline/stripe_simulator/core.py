@@ -2,7 +2,8 @@
 
 A request is decided and recorded at once in `begin`; between `begin` and `finish` it only counts as being in
 flight, which is what a second call for the same customer and meter runs into.
-What is due later (a call that the network delivers late) is executed, at its own time, before the next request.
+What is due later (a call that the network delivers late, the end of a period) is done, at its own time, before the
+next request.
 Not thread-safe: one event loop or one simulation drives it.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
@@ -30,10 +31,14 @@ from billing_pipeline.stripe_simulator.faults import (
 )
 from billing_pipeline.stripe_simulator.journal import Journal, Record
 from billing_pipeline.stripe_simulator.keys import KeyMode
+from billing_pipeline.stripe_simulator.life import records_due
 from billing_pipeline.stripe_simulator.rate_limits import RateLimiter, RateLimits
 from billing_pipeline.stripe_simulator.state import State, rebuilt
+from billing_pipeline.stripe_simulator.webhook_requests import Outgoing, outgoing
+from billing_pipeline.stripe_simulator.webhook_weather import FAIR, Trouble, WebhookWeather
 from billing_pipeline.stripe_simulator.wire import Answer, Refusal, Request
 
+CONTROL = "/_control/"
 Lag = timedelta | Callable[[Record], timedelta]
 
 
@@ -58,7 +63,7 @@ class SimulatedStripe:
     `identifier_horizon` is how long an identifier is remembered; Stripe promises "at least 24 hours", no more.
     `stream_delay` is how long what the stream accepted takes to be judged, `error_samples_max` how many errors of
     each code its reports show.
-    `keys` gives modes to single API keys, `rate_limits` and `fault` are off unless given.
+    `keys` gives modes to single API keys; `rate_limits`, `fault` and `webhook_weather` are off unless given.
     """
 
     def __init__(
@@ -73,11 +78,12 @@ class SimulatedStripe:
         keys: Mapping[str, KeyMode] | None = None,
         rate_limits: RateLimits | None = None,
         fault: FaultPlan | None = None,
+        webhook_weather: WebhookWeather = FAIR,
     ) -> None:
         self.clock = clock
         self.journal = journal
         self.keys = dict(keys or {})
-        self.state = rebuilt(journal, State(identifier_horizon, error_samples_max))
+        self.state = rebuilt(journal, State(identifier_horizon, error_samples_max, webhook_weather))
         self._faults = Faults(fault)
         self._execution = Execution(
             self.state,
@@ -86,6 +92,7 @@ class SimulatedStripe:
             stream_delay=stream_delay,
             keys=self.keys,
             limiter=RateLimiter(rate_limits or RateLimits()),
+            weather=webhook_weather,
         )
         self._late: list[tuple[datetime, int, Request]] = []
         self._requests = 0
@@ -98,6 +105,11 @@ class SimulatedStripe:
     def faults_applied(self) -> dict[FaultKind, int]:
         """How many faults of each kind were really applied."""
         return dict(self._faults.applied)
+
+    @property
+    def webhook_troubles(self) -> dict[Trouble, int]:
+        """How often each trouble of the webhook weather really happened."""
+        return dict(+(self.state.events.troubles + self.state.deliveries.troubles))
 
     def handle(
         self,
@@ -124,6 +136,9 @@ class SimulatedStripe:
         """Decide and record a request.  Until `finish`, what it holds refuses other requests."""
         now = self.clock()
         self._deliver_due(now)
+        if request.path.startswith(CONTROL):
+            # What a dashboard or a person does; no fault of an API call meets it.
+            return Exchange(*self._executed(request, now))
         if request.path.startswith("/_"):
             answer = views.own_answer(request, now, self.keys, self.journal, self._faults)
             return Exchange(self._stamped(answer, now, self._new_request_id()))
@@ -141,15 +156,55 @@ class SimulatedStripe:
         answer = Answer(refusal.status, refusal.headers, refusal.body)
         return self._stamped(answer, self.clock(), self._new_request_id())
 
+    def next_webhook(self) -> Outgoing | None:
+        """The next webhook request that is due by now; answer it with `webhook_answered`."""
+        now = self.clock()
+        self._deliver_due(now)
+        epoch = int(now.timestamp())
+        delivery = self.state.deliveries.take_due(epoch)
+        return None if delivery is None else outgoing(self.state, delivery, epoch)
+
+    def webhook_answered(self, sent: Outgoing, http_status: int | None) -> None:
+        """Record what a webhook request came to; `http_status` is None when no answer came."""
+        attempt = {
+            "id": f"{sent.delivery}.{sent.attempt}",
+            "attempt": sent.attempt,
+            "delivery": sent.delivery,
+            "endpoint": sent.endpoint,
+            "event": sent.event,
+            "http_status": http_status,
+        }
+        self._execution.commit_alone([{"kind": "webhook_attempt", "object": attempt}], self.clock())
+
+    def deliver_webhooks(self, send: Callable[[Outgoing], int | None]) -> int:
+        """Hand every webhook request that is due by now to `send`, which gives the answer's status; how many."""
+        count = 0
+        while (due := self.next_webhook()) is not None:
+            self.webhook_answered(due, send(due))
+            count += 1
+        return count
+
     def deliver_due(self) -> None:
-        """Execute the calls whose late delivery is due by now; every request does this first."""
+        """Do what is due by now: late calls, ends of periods, retries.  Every request does this first."""
         self._deliver_due(self.clock())
 
     def _deliver_due(self, now: datetime) -> None:
         while self._late and self._late[0][0] <= now:
             due, _, request = heapq.heappop(self._late)
+            self._live_until(due)
             _, held = self._executed(request, due)
             self._execution.release(held)
+        self._live_until(now)
+
+    def _live_until(self, now: datetime) -> None:
+        # Whatever periods, drafts and retries come to by the clock, each at its own moment.
+        epoch = now.timestamp()
+        while self.state.due.next_at <= epoch:
+            moment, kind, id = self.state.due.first()
+            records = records_due(self.state, kind, id, moment)
+            if not self._execution.commit_alone(records, datetime.fromtimestamp(moment, UTC)):
+                return
+            assert self.state.due.moment_of(kind, id) != moment, f"{kind} {id} stands still at {moment}"
 
     def _executed(
         self, request: Request, now: datetime, fault: FaultKind | None = None

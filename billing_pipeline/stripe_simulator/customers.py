@@ -6,13 +6,21 @@ Deleting one cancels its subscriptions and refuses its further meter events; Str
 from __future__ import annotations
 
 from billing_pipeline.stripe_simulator.calls import Call, Write, created, deleted, updated
+from billing_pipeline.stripe_simulator.endings import canceled_records
 from billing_pipeline.stripe_simulator.lists import PAGING, page
-from billing_pipeline.stripe_simulator.parameters import Check, checked, string_map, text
+from billing_pipeline.stripe_simulator.parameters import Check, checked, group, string_map, text
 from billing_pipeline.stripe_simulator.state import State
-from billing_pipeline.stripe_simulator.subscriptions import canceled, subscriptions_of
+from billing_pipeline.stripe_simulator.subscriptions import subscriptions_of
 from billing_pipeline.stripe_simulator.wire import Body, no_such
 
-_FIELDS: dict[str, Check] = {"name": text(256), "email": text(512), "description": text(), "phone": text(20)}
+_FIELDS: dict[str, Check] = {
+    "name": text(256),
+    "email": text(512),
+    "description": text(),
+    "phone": text(20),
+    # Which customers pay: see `collection`.
+    "invoice_settings": group(optional={"default_payment_method": text()}),
+}
 
 
 def create_customer(state: State, call: Call) -> Write:
@@ -27,6 +35,7 @@ def create_customer(state: State, call: Call) -> Write:
         "delinquent": False,
         "description": given.get("description"),
         "email": given.get("email"),
+        "invoice_settings": given.get("invoice_settings", {"default_payment_method": None}),
         "livemode": False,
         "metadata": given.get("metadata", {}),
         "name": given.get("name"),
@@ -68,9 +77,9 @@ def delete_customer(state: State, call: Call) -> Write:
     """DELETE /v1/customers/{id}"""
     checked(call.params)
     customer = _living(state, call)
-    open_subscriptions = (s for s in subscriptions_of(state, customer["id"]) if s["status"] != "canceled")
-    cancellations = (updated("subscription", canceled(body, call.epoch)) for body in open_subscriptions)
-    return Write((*cancellations, deleted("customer", "customer", customer["id"])))
+    going_on = [body for body in subscriptions_of(state, customer["id"]) if body["ended_at"] is None]
+    ends = [record for body in going_on for record in canceled_records(state, body, call.epoch)]
+    return Write((*ends, deleted("customer", "customer", customer["id"])))
 
 
 def _living(state: State, call: Call) -> Body:

@@ -20,6 +20,7 @@ from billing_pipeline.stripe_simulator.rate_limits import RateLimiter
 from billing_pipeline.stripe_simulator.routes import find_endpoint, scope_of
 from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.stream import STREAM_PATH
+from billing_pipeline.stripe_simulator.webhook_weather import FAIR, WebhookWeather, weathered
 from billing_pipeline.stripe_simulator.wire import Answer, Body, Refusal, Request
 
 
@@ -35,6 +36,7 @@ class Execution:
         stream_delay: timedelta,
         keys: Mapping[str, KeyMode],
         limiter: RateLimiter,
+        weather: WebhookWeather = FAIR,
     ) -> None:
         self._state = state
         self._journal = journal
@@ -42,6 +44,7 @@ class Execution:
         self._stream_delay = stream_delay
         self._keys = keys
         self._limiter = limiter
+        self._weather = weather
         self._in_flight: set[Hashable] = set()
 
     def answer(
@@ -71,10 +74,21 @@ class Execution:
             {"line": number, "received_at": received_at, "request_id": request_id, **record}
             for number, record in enumerate(records, start=self._state.line + 1)
         ]
+        if self._weather is not FAIR:
+            numbered = [weathered(record, self._weather) if "events" in record else record for record in numbered]
         self._journal.append(numbered)
         for record in numbered:
             self._state.apply(record)
         return answer_body(numbered[-1])
+
+    def commit_alone(self, records: list[Record], at: datetime) -> bool:
+        """Journal and apply what no request asked for; whether the journal could be written."""
+        try:
+            self.commit(records, at, request_id=None)
+        except OSError as exc:
+            sys.stderr.write(f"stripe simulator: the journal cannot be written: {exc}\n")
+            return False
+        return True
 
     def _execute(
         self, request: Request, now: datetime, request_id: str, held: set[Hashable], fault: FaultKind | None
@@ -113,7 +127,10 @@ class Execution:
         records = [*earlier, {**last, **saved_under}]
         if fault is not None:
             records = spoiled_records(records, fault, api)
-        return Answer(200, {}, self.commit(records, now, request_id))
+        body = self.commit(records, now, request_id)
+        # A payment that failed changed something and is refused all the same.
+        refused = records[-1].get("status", 200) if fault is None else 200
+        return Answer(refused, {}, body)
 
     def _authenticate(self, request: Request, now: datetime) -> None:
         if request.path == STREAM_PATH:

@@ -26,7 +26,7 @@ def preview_invoice(state: State, call: Call) -> Body:
     stored = state.find("subscription", given["subscription"])
     if stored is None or given.get("customer", stored["customer"]) != stored["customer"]:
         raise no_such("subscription", given["subscription"], param="subscription")
-    if stored["status"] == "canceled":
+    if stored["ended_at"] is not None:
         raise forbidden("A canceled subscription has no upcoming invoice.", param="subscription")
     subscription = with_periods(stored, call.epoch)
     id = f"upcoming_in_{state.digest('invoice', subscription['id'], call.epoch)}"
@@ -86,7 +86,9 @@ def invoice_line(state: State, now: datetime, invoice: str, subscription: Body, 
             "unit_amount_decimal": price["unit_amount_decimal"],
         },
         "quantity": quantity,
+        "quantity_decimal": str(quantity),
         "subtotal": amount,
+        "taxes": [],
     }
 
 

@@ -12,24 +12,34 @@ from datetime import datetime, timedelta
 
 from billing_pipeline.errors import UserError
 from billing_pipeline.stripe_simulator.counted import CountedMeterEvents
+from billing_pipeline.stripe_simulator.due import DueMoments
 from billing_pipeline.stripe_simulator.error_reports import ErrorReports
 from billing_pipeline.stripe_simulator.idempotency import KEPT_V1, KEPT_V2, SavedAnswers
 from billing_pipeline.stripe_simulator.journal import Journal, Record
 from billing_pipeline.stripe_simulator.sessions import StreamSessions
+from billing_pipeline.stripe_simulator.snapshots import Snapshots
+from billing_pipeline.stripe_simulator.webhook_deliveries import Deliveries
+from billing_pipeline.stripe_simulator.webhook_weather import FAIR, WebhookWeather
 from billing_pipeline.stripe_simulator.wire import Body
 
 
 class State:
     """The account, its objects by kind and id, its meter events with what became of them, and its saved answers."""
 
-    def __init__(self, identifier_horizon: timedelta, error_samples_max: int) -> None:
+    def __init__(
+        self, identifier_horizon: timedelta, error_samples_max: int, webhook_weather: WebhookWeather = FAIR
+    ) -> None:
         self.line = 0
         self.meter_events = CountedMeterEvents(identifier_horizon)
         self.error_reports = ErrorReports(error_samples_max, self.digest)
         self.sessions = StreamSessions()
         self.saved_answers = {"v1": SavedAnswers(KEPT_V1), "v2": SavedAnswers(KEPT_V2)}
         self.active_meters: dict[str, Body] = {}
+        self.events = Snapshots(self.digest)
+        self.due = DueMoments()
+        self.deliveries = Deliveries(webhook_weather)
         self._objects: dict[str, dict[str, Body]] = {}
+        self._invoices: dict[str, dict[str, None]] = {}
 
     def apply(self, record: Record) -> None:
         """Take one journal record into account."""
@@ -43,18 +53,32 @@ class State:
                 self.meter_events.cancel(record)
             case "meter_event_rejected":
                 self.error_reports.add(record)
+            case "webhook_attempt":
+                self.deliveries.answered(record["object"], int(received_at.timestamp()))
             case "refusal" | "meter_event_dropped_duplicate":
                 pass  # they are told, and change nothing
             case kind:
-                self._put(kind, record["object"])
+                self._change(kind, record, received_at)
         if record.get("idempotency_key"):
             self.saved_answers[record.get("api", "v1")].add(record, received_at)
         self.line = record["line"]
+
+    def _change(self, kind: str, record: Record, received_at: datetime) -> None:
+        before = self.find(kind, record["object"]["id"])
+        self._put(kind, record["object"])
+        self.due.note(kind, record["object"])
+        if "events" in record:
+            for event in self.events.add(record, before, received_at):
+                self.deliveries.add(event)
 
     def _put(self, kind: str, body: Body) -> None:
         self._objects.setdefault(kind, {})[body["id"]] = body
         if kind == "meter_event_session":
             self.sessions.add(body)
+        elif kind == "webhook_endpoint":
+            self.deliveries.put_endpoint(body)
+        elif kind == "invoice" and body.get("parent"):
+            self._invoices.setdefault(body["parent"]["subscription_details"]["subscription"], {})[body["id"]] = None
         elif kind == "meter" and body["status"] == "active":
             self.active_meters[body["event_name"]] = body
         elif kind == "meter" and self.active_meters.get(body["event_name"], {}).get("id") == body["id"]:
@@ -76,6 +100,10 @@ class State:
     def newest_first(self, kind: str) -> Iterator[Body]:
         """All objects of a kind that are not deleted, the last created first."""
         return (body for body in reversed(self._objects.get(kind, {}).values()) if not body.get("deleted"))
+
+    def invoices_of(self, subscription: str) -> int:
+        """How many invoices a subscription ever had."""
+        return len(self._invoices.get(subscription, ()))
 
     def new_id(self, kind: str, prefix: str) -> str:
         """The id of the next object of a kind; the same history always gives the same ids."""

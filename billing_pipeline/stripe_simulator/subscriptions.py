@@ -1,6 +1,6 @@
-"""Subscriptions and their items; the periods they are in are worked out in `billing_periods`.
+"""Subscriptions and their items: made, shown and listed; how they change is in `subscription_changes`.
 
-A canceled subscription keeps the period it ended in.
+The periods they are in are worked out in `billing_periods`.  A canceled subscription keeps the period it ended in.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ from billing_pipeline.stripe_simulator.billing_periods import (
     shown,
     with_periods,
 )
-from billing_pipeline.stripe_simulator.calls import Call, Write, created, updated
+from billing_pipeline.stripe_simulator.calls import Call, Write, created, silent
+from billing_pipeline.stripe_simulator.collection import first_collection
+from billing_pipeline.stripe_simulator.due import trial_ends_soon
+from billing_pipeline.stripe_simulator.endings import ENDED, trial_notice
+from billing_pipeline.stripe_simulator.journal import Record
 from billing_pipeline.stripe_simulator.lists import PAGING, page
 from billing_pipeline.stripe_simulator.parameters import (
     checked,
+    flag,
     group,
     integer,
     interval,
@@ -28,39 +33,69 @@ from billing_pipeline.stripe_simulator.parameters import (
     text,
 )
 from billing_pipeline.stripe_simulator.state import State
-from billing_pipeline.stripe_simulator.wire import Body, forbidden, invalid, no_such
+from billing_pipeline.stripe_simulator.subscription_invoices import first_invoice
+from billing_pipeline.stripe_simulator.subscription_items import new_item, price_of, refuse_mixed
+from billing_pipeline.stripe_simulator.wire import Body, invalid, no_such
 
 _ITEM = group({"price": text()}, {"quantity": integer(0), "metadata": string_map})
+STATUSES = ("active", "canceled", "incomplete", "incomplete_expired", "past_due", "trialing")
+DAY = 86_400
 
 
 def create_subscription(state: State, call: Call) -> Write:
-    """POST /v1/subscriptions"""
+    """POST /v1/subscriptions: the subscription, and its first invoice to its end."""
     required = {"customer": text(), "items": sequence(_ITEM)}
-    given = checked(call.params, required, {"billing_cycle_anchor": integer(0), "metadata": string_map})
+    optional = {
+        "billing_cycle_anchor": integer(0),
+        "cancel_at_period_end": flag,
+        "metadata": string_map,
+        "trial_end": integer(0),
+        "trial_period_days": integer(1, 730),
+    }
+    given = checked(call.params, required, optional)
     if state.live("customer", given["customer"]) is None:
         raise no_such("customer", given["customer"], param="customer")
-    prices = [_price_of(state, item) for item in given["items"]]
-    if len({(p["currency"], months_of(p)) for p in prices}) > 1:
-        raise invalid("All prices of a subscription must have the same currency and interval.", "items")
-    anchor = given.get("billing_cycle_anchor", call.epoch)
-    _refuse_far_anchor(anchor, call.epoch, months_of(prices[0]))
+    return Write(tuple(begun(state, given, call.epoch)))
+
+
+def begun(state: State, given: dict[str, Any], epoch: int) -> list[Record]:
+    """The records that begin a subscription of an existing customer; the last is the subscription, as it is then."""
+    prices = [price_of(state, item) for item in given["items"]]
+    refuse_mixed(prices)
+    subscription = _subscription(state, given, prices, epoch)
+    draft = first_invoice(state, subscription, epoch)
+    collected, ended = first_collection(state, draft, epoch)
+    subscription["latest_invoice"] = draft["id"]
+    if ended["status"] != "paid":
+        subscription["status"] = "incomplete"
+    records = [created("subscription", subscription), *collected]
+    soon = trial_ends_soon(subscription, epoch)
+    return [*records, trial_notice(subscription) if soon else silent("subscription", subscription)]
+
+
+def _subscription(state: State, given: dict[str, Any], prices: list[Body], epoch: int) -> Body:
+    trial_end = _trial_end(given, epoch)
+    anchor = trial_end or given.get("billing_cycle_anchor", epoch)
+    if trial_end is None:
+        _refuse_far_anchor(anchor, epoch, months_of(prices[0]))
     id = state.new_id("subscription", "sub")
     subscription = {
         "id": id,
         "object": "subscription",
         "billing_cycle_anchor": anchor,
         "cancel_at": None,
-        "cancel_at_period_end": False,
+        "cancel_at_period_end": given.get("cancel_at_period_end", False),
         "canceled_at": None,
+        "cancellation_details": {"comment": None, "feedback": None, "reason": None},
         "collection_method": "charge_automatically",
-        "created": call.epoch,
+        "created": epoch,
         "currency": prices[0]["currency"],
         "customer": given["customer"],
         "ended_at": None,
         "items": {
             "object": "list",
             "data": [
-                _item(state, id, number, item, price, call.epoch)
+                new_item(state, id, number, item, price, epoch)
                 for number, (item, price) in enumerate(zip(given["items"], prices, strict=True), start=1)
             ],
             "has_more": False,
@@ -69,34 +104,32 @@ def create_subscription(state: State, call: Call) -> Write:
         "latest_invoice": None,
         "livemode": False,
         "metadata": given.get("metadata", {}),
-        "start_date": call.epoch,
-        "status": "active",
+        "pause_collection": None,
+        "start_date": epoch,
+        "status": "active" if trial_end is None else "trialing",
+        "trial_end": trial_end,
+        "trial_start": None if trial_end is None else epoch,
+        "_items_made": len(prices),
+        "_trial_told": None,
     }
-    return Write((created("subscription", with_periods(subscription, call.epoch)),))
+    subscription = with_periods(subscription, epoch)
+    if subscription["cancel_at_period_end"]:
+        subscription |= {"cancel_at": first_period_end(subscription, epoch), "canceled_at": epoch}
+    return subscription
 
 
-def _item(state: State, subscription: str, number: int, given: dict[str, Any], price: Body, epoch: int) -> Body:
-    item = {
-        "id": f"si_{state.digest(subscription, number)}",
-        "object": "subscription_item",
-        "created": epoch,
-        "metadata": given.get("metadata", {}),
-        "price": price,
-        "subscription": subscription,
-    }
-    metered = price["recurring"]["usage_type"] == "metered"
-    return item if metered else {**item, "quantity": given.get("quantity", 1)}
-
-
-def _price_of(state: State, item: dict[str, Any]) -> Body:
-    price = state.find("price", item["price"])
-    if price is None:
-        raise no_such("price", item["price"], param="items[price]")
-    if price["recurring"] is None or not price["active"]:
-        raise forbidden(f"The price '{price['id']}' is not an active recurring price.", param="items[price]")
-    if price["recurring"]["usage_type"] == "metered" and "quantity" in item:
-        raise invalid("A metered price takes no quantity; its usage comes from meter events.", "items[quantity]")
-    return price
+def _trial_end(given: dict[str, Any], epoch: int) -> int | None:
+    if "trial_period_days" in given:
+        if "trial_end" in given or "billing_cycle_anchor" in given:
+            raise invalid(
+                "Give only one of trial_period_days, trial_end and billing_cycle_anchor.", "trial_period_days"
+            )
+        return epoch + int(given["trial_period_days"]) * DAY
+    if "trial_end" not in given:
+        return None
+    if given["trial_end"] <= epoch:
+        raise invalid("trial_end must lie in the future.", "trial_end")
+    return int(given["trial_end"])
 
 
 def _refuse_far_anchor(anchor: int, epoch: int, months: int) -> None:
@@ -112,11 +145,6 @@ def subscriptions_of(state: State, customer: str | None) -> Iterator[Body]:
     return (body for body in state.newest_first("subscription") if customer in (None, body["customer"]))
 
 
-def canceled(subscription: Body, epoch: int) -> Body:
-    """The subscription as it is once canceled at `epoch`."""
-    return with_periods({**subscription, "status": "canceled", "canceled_at": epoch, "ended_at": epoch}, epoch)
-
-
 def retrieve_subscription(state: State, call: Call) -> Body:
     """GET /v1/subscriptions/{id}"""
     checked(call.params)
@@ -127,24 +155,37 @@ def retrieve_subscription(state: State, call: Call) -> Body:
 
 
 def list_subscriptions(state: State, call: Call) -> Body:
-    """GET /v1/subscriptions; canceled ones only when asked for, as Stripe does"""
+    """GET /v1/subscriptions; ended ones only when asked for, as Stripe does"""
     optional = {
         **PAGING,
+        "created": interval,
         "current_period_end": interval,
         "customer": text(),
         "price": text(),
-        "status": one_of("active", "canceled", "all"),
+        "status": one_of(*STATUSES, "all", "ended"),
     }
     given = checked(call.params, optional=optional)
-    status, ends = given.get("status", "active"), given.get("current_period_end")
+    created_at, ends = given.get("created"), given.get("current_period_end")
     subscriptions = (
         shown(body, call.epoch)
         for body in subscriptions_of(state, given.get("customer"))
-        if status in ("all", body["status"])
+        if _has_status(body, given.get("status"))
         and ("price" not in given or any(i["price"]["id"] == given["price"] for i in body["items"]["data"]))
+        and (created_at is None or created_at(body["created"]))
         and (ends is None or ends(first_period_end(body, call.epoch)))
     )
     return page(subscriptions, given, url="/v1/subscriptions", what="subscription")
+
+
+def _has_status(body: Body, wanted: str | None) -> bool:
+    match wanted:
+        case None:
+            return body["status"] not in ENDED
+        case "all":
+            return True
+        case "ended":
+            return body["status"] in ENDED
+    return bool(body["status"] == wanted)
 
 
 def list_subscription_items(state: State, call: Call) -> Body:
@@ -155,27 +196,3 @@ def list_subscription_items(state: State, call: Call) -> Body:
         raise no_such("subscription", given["subscription"], param="subscription")
     items = with_periods(subscription, call.epoch)["items"]["data"]
     return page(items, given, url="/v1/subscription_items", what="subscription item")
-
-
-def update_subscription(state: State, call: Call) -> Write:
-    """POST /v1/subscriptions/{id}; an anchor set to now ends the current period and begins the next"""
-    given = checked(
-        call.params,
-        optional={"billing_cycle_anchor": one_of("now", "unchanged"), "metadata": string_map},
-    )
-    subscription = state.find("subscription", call.target)
-    if subscription is None or subscription["status"] == "canceled":
-        raise no_such("subscription", call.target)
-    changed = {**subscription, "metadata": {**subscription["metadata"], **given.get("metadata", {})}}
-    if given.get("billing_cycle_anchor") == "now":
-        changed["billing_cycle_anchor"] = call.epoch
-    return Write((updated("subscription", with_periods(changed, call.epoch)),))
-
-
-def cancel_subscription(state: State, call: Call) -> Write:
-    """DELETE /v1/subscriptions/{id}, at once"""
-    checked(call.params)
-    subscription = state.find("subscription", call.target)
-    if subscription is None or subscription["status"] == "canceled":
-        raise no_such("subscription", call.target)
-    return Write((updated("subscription", canceled(subscription, call.epoch)),))

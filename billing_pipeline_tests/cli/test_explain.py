@@ -67,8 +67,8 @@ def at(flow, bill, simulator):
 
 
 def line_of(simulator):
-    """The one line of the one invoice, as the command takes it."""
-    [invoice] = simulator.client().v1.invoices.list().data
+    """The one line of the ended period's invoice, as the command takes it."""
+    [invoice, _first] = simulator.client().v1.invoices.list().data
     [line] = invoice.lines.data
     return f"{invoice.id}/{line.id}"
 

@@ -76,7 +76,7 @@ def invoiced(flow, bill, simulator):
 
 
 def test_a_line_is_read_again_by_its_invoice(invoiced, simulator, settings):
-    [invoice] = simulator.client().v1.invoices.list({"customer": invoiced}).data
+    [invoice, _first] = simulator.client().v1.invoices.list({"customer": invoiced}).data
     client = make_client(settings)
 
     line = read_invoice_line(client, settings, invoice.id, invoice.lines.data[0].id)
@@ -87,7 +87,7 @@ def test_a_line_is_read_again_by_its_invoice(invoiced, simulator, settings):
 
 
 def test_what_is_not_there_is_a_sentence(invoiced, simulator, settings):
-    [invoice] = simulator.client().v1.invoices.list().data
+    [invoice, _first] = simulator.client().v1.invoices.list().data
     client = make_client(settings)
 
     with pytest.raises(UserError, match=f"has no line il_x; there are {invoice.id}/{invoice.lines.data[0].id}"):

@@ -234,7 +234,8 @@ def test_items_beyond_the_first_page_are_listed_by_themselves(account, price):
     [
         ({"customer": "cus_x"}, "customer"),
         ({"items": [{"price": "price_x"}]}, "items[price]"),
-        ({"trial_period_days": 3}, "trial_period_days"),
+        ({"trial_period_days": 0}, "trial_period_days"),
+        ({"days_until_due": 3}, "days_until_due"),
     ],
 )
 def test_subscription_that_cannot_bill_is_refused(account, price, overrides, param):
