@@ -5,20 +5,69 @@ Stripe's error reports about meter events arrive as webhooks and reject entries 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from psycopg import Connection
 
+from billing_pipeline.database.clock import DatabaseClock
+from billing_pipeline.database.connection import connect
+from billing_pipeline.database.primary import require_primary
+from billing_pipeline.database.schema_version import require_current_schema
 from billing_pipeline.settings import Settings
-from billing_pipeline.stripe_api.client import StripeClient
+from billing_pipeline.stripe_api.client import StripeClient, make_client
 from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_report
 from billing_pipeline.stripe_api.objects import read_object
 from billing_pipeline.usage.error_reports import write_error_report
-from billing_pipeline.webhooks.dispatch import Dispatcher, ThinHandler, Write
-from billing_pipeline.webhooks.refetch import ReadObject
+from billing_pipeline.webhooks.dispatch import Dispatcher, DispatchReport, ThinHandler, Write
+from billing_pipeline.webhooks.refetch import ReadObject, RefetchReport, refetch_due
+
+
+EVENTS_MAX = 20_000
+REFETCHES_MAX = 500
+"""At once; more waits for the next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookFlow:
+    """The webhooks' flow over one connection; the database's clock tells the time."""
+
+    connection: Connection[Any]
+    settings: Settings
+    stripe: StripeClient
+    clock: Callable[[], datetime]
+
+    @property
+    def sla(self) -> timedelta:
+        """How long a claimed event may take."""
+        return timedelta(seconds=self.settings.billing_dispatch_sla_seconds)
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """One that also takes Stripe's error reports."""
+        return make_dispatcher(self.connection, self.stripe, self.settings, self.clock)
+
+    def dispatch(self) -> tuple[DispatchReport, RefetchReport]:
+        """Handle what is due, then ask Stripe what events could not decide."""
+        handled = self.dispatcher.drain(events_max=EVENTS_MAX)
+        reader = make_reader(self.stripe, self.settings)
+        return handled, refetch_due(self.connection, reader, self.clock, limit=REFETCHES_MAX)
+
+
+@contextmanager
+def open_webhook_flow(settings: Settings, database_url: str) -> Iterator[WebhookFlow]:
+    """A flow over a connection of its own.
+
+    Raises `UserError` for a database with another version's schema, and `DatabaseUnavailable`.
+    """
+    with connect(database_url) as connection:
+        require_primary(connection, database_url)
+        require_current_schema(connection)
+        yield WebhookFlow(connection, settings, make_client(settings), DatabaseClock(connection))
 
 
 def make_dispatcher(

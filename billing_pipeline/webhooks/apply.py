@@ -16,7 +16,7 @@ from psycopg import Connection
 from billing_pipeline.database import queries
 from billing_pipeline.database.projections import Row, keep_greatest, lock_objects, ties
 from billing_pipeline.domain.projections.projected import ObjectKind, Projected
-from billing_pipeline.webhooks.entitle import decide_entitlements
+from billing_pipeline.webhooks import entitle
 from billing_pipeline.webhooks.handlers import HANDLERS, Question
 
 
@@ -42,12 +42,14 @@ def apply(
     connection: Connection[Any], seen: Sequence[Seen], questions: Iterable[tuple[Question, datetime]], *, now: datetime
 ) -> Applied:
     """Keep the greatest version of each object, decide entitlements anew, and note what to ask Stripe."""
-    lock_objects(connection, (one.projected.object_id for one in seen))
+    object_ids = [one.projected.object_id for one in seen]
+    lock_objects(connection, object_ids)
+    before = entitle.customers_of(connection, object_ids)
     asked = [(question, "thin", at) for question, at in questions]
     changed = sum(_keep(connection, kind, of_kind, asked) for kind, of_kind in _by_kind(seen).items())
     _request(connection, asked, now)
     customers = sorted({one.projected.customer_id for one in seen if one.projected.customer_id})
-    organizations = decide_entitlements(connection, customers, now=now)
+    organizations = entitle.decide_for_customers(connection, sorted(before.union(customers)), now=now)
     nobody = queries.fetch_dicts(connection, "customers_of_nobody", {"customers": customers}) if customers else []
     return Applied(changed, organizations, frozenset(str(row["stripe_customer_id"]) for row in nobody))
 

@@ -29,7 +29,7 @@ class EntitlementsReport:
     changed: tuple[str, ...]
 
 
-def decide_entitlements(connection: Connection[Any], customers: Sequence[str], *, now: datetime) -> tuple[str, ...]:
+def decide_for_customers(connection: Connection[Any], customers: Sequence[str], *, now: datetime) -> tuple[str, ...]:
     """Decide anew what the organizations of these customers may use; return those organizations."""
     if not customers:
         return ()
@@ -50,6 +50,12 @@ def decide_all(
         changed |= in_transaction(connection, work, name="Deciding entitlements")
         looked_at, after = looked_at + len(customers), customers[-1]
     return EntitlementsReport(looked_at, tuple(sorted(changed)))
+
+
+def customers_of(connection: Connection[Any], object_ids: Sequence[str]) -> set[str]:
+    """Customers that these objects, as they are kept now, belong to."""
+    found = queries.fetch_dicts(connection, "customers_of_objects", {"ids": list(object_ids)}) if object_ids else []
+    return {str(row["stripe_customer_id"]) for row in found}
 
 
 def customers_after(connection: Connection[Any], *, after: str, limit: int) -> list[str]:

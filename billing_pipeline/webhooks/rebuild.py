@@ -27,7 +27,7 @@ from billing_pipeline.errors import EventUnreadable, Refused
 from billing_pipeline.webhooks import entitle
 from billing_pipeline.webhooks.apply import Seen, rows_by_table
 from billing_pipeline.webhooks.dispatch import REFUSALS
-from billing_pipeline.webhooks.handlers import HANDLERS, understood
+from billing_pipeline.webhooks.handlers import HANDLERS, TYPE_PATTERNS, understood
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class StoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How much was read; `unreadable` are events, and objects asked for, of which nothing could be made now."""
+    """How many events that change something, and answers; `unreadable` are events, and objects asked for, of which nothing could be made now."""
 
     events: int = 0
     answers: int = 0
@@ -179,7 +179,8 @@ def _replay(connection: Connection[Any], since: datetime, progress: Callable[[in
     """Apply what was handled or stored since to the projections that the search path names."""
     events = answers = 0
     unreadable: list[str] = []
-    for stored in _chunks(queries.stream(connection, "events_applied", StoredEvent, {"since": since}, at_once=BATCH)):
+    params = {"since": since, "types": list(TYPE_PATTERNS)}
+    for stored in _chunks(queries.stream(connection, "events_applied", StoredEvent, params, at_once=BATCH)):
         unreadable += _apply(connection, [(event.stripe_event_id, partial(_event_seen, event)) for event in stored])
         events += len(stored)
         progress(events)

@@ -22,6 +22,13 @@ SELECT organization_id FROM before
 UNION
 SELECT organization_id FROM known WHERE organization_id IS NOT NULL;
 
+-- name: customers_of_objects
+-- Whom these objects belong to as they are kept now: a version that names another customer takes them away from this one.
+SELECT stripe_customer_id FROM subscriptions WHERE stripe_subscription_id = ANY (%(ids)s)
+UNION
+SELECT stripe_customer_id FROM checkout_sessions
+ WHERE stripe_session_id = ANY (%(ids)s) AND stripe_customer_id IS NOT NULL;
+
 -- name: customers_after
 -- By key, so that everybody is gone through in bounded steps.
 SELECT stripe_customer_id
