@@ -144,9 +144,9 @@ def put_right(connection: Connection[Any]) -> int:
         connection.execute(_concerning(table), params)
         changed += connection.execute(_removal(table), params).rowcount
         changed += connection.execute(_replacement(table), params).rowcount
-    statement = SQL(
-        "INSERT INTO {} SELECT object_id FROM {} WHERE table_name = %s ON CONFLICT DO NOTHING"
-    ).format(Identifier(SHADOW, "concerned"), _DIFFERENCES)
+    statement = SQL("INSERT INTO {} SELECT object_id FROM {} WHERE table_name = %s ON CONFLICT DO NOTHING").format(
+        Identifier(SHADOW, "concerned"), _DIFFERENCES
+    )
     connection.execute(statement, [customer_organizations.name])
     return changed
 
@@ -233,7 +233,8 @@ def _comparison(table: Table) -> Composed:
 
 def _concerning(table: Table) -> Composed:
     return SQL(
-        "INSERT INTO {concerned} SELECT stripe_customer_id FROM (SELECT * FROM {live} UNION ALL SELECT * FROM {shadow}) s "
+        "INSERT INTO {concerned} SELECT stripe_customer_id "
+        "FROM (SELECT * FROM {live} UNION ALL SELECT * FROM {shadow}) s "
         "WHERE {key} IN (SELECT object_id FROM {differences} WHERE table_name = %(table)s) "
         "AND stripe_customer_id IS NOT NULL ON CONFLICT DO NOTHING"
     ).format(

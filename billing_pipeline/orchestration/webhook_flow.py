@@ -26,7 +26,6 @@ from billing_pipeline.usage.error_reports import write_error_report
 from billing_pipeline.webhooks.dispatch import Dispatcher, DispatchReport, ThinHandler, Write
 from billing_pipeline.webhooks.refetch import ReadObject, RefetchReport, refetch_due
 
-
 EVENTS_MAX = 20_000
 REFETCHES_MAX = 500
 """At once; more waits for the next time."""

@@ -69,6 +69,14 @@ def claim_due(
     )
 
 
+def unfinished(
+    connection: Connection[Any], outcome: str, *, only: Sequence[str] | None = None, limit: int
+) -> list[str]:
+    """Events that are failed or parked, of all or `only` of these, the oldest first."""
+    params = {"outcome": outcome, "only": None if only is None else list(only), "limit": limit}
+    return [str(row["stripe_event_id"]) for row in queries.fetch_dicts(connection, "unfinished_events", params)]
+
+
 def put_back(connection: Connection[Any], event_ids: Sequence[str], *, sla: timedelta) -> int:
     """Make the work of unfinished events due now: failed, parked and stuck ones; committed.  Returns how many."""
     params = {"stripe_event_id": list(event_ids), "stuck_age": sla}

@@ -40,9 +40,7 @@ def decide_for_customers(connection: Connection[Any], customers: Sequence[str], 
     return organizations
 
 
-def decide_all(
-    connection: Connection[Any], clock: Callable[[], datetime], *, batch: int = BATCH
-) -> EntitlementsReport:
+def decide_all(connection: Connection[Any], clock: Callable[[], datetime], *, batch: int = BATCH) -> EntitlementsReport:
     """Decide everybody's entitlements anew, so many customers in a transaction; each batch is committed."""
     looked_at, changed, after = 0, set[str](), ""
     while customers := customers_after(connection, after=after, limit=batch):

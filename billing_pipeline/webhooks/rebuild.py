@@ -62,7 +62,10 @@ class StoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How many events that change something, and answers; `unreadable` are events, and objects asked for, of which nothing could be made now."""
+    """How many events that change something were read, and how many answers.
+
+    `unreadable` are events, and objects asked for, of which nothing could be made now.
+    """
 
     events: int = 0
     answers: int = 0

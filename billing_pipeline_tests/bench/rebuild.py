@@ -59,10 +59,8 @@ def _store(connection: Connection[Any]) -> int:
                 number += 1
                 about = one["data"]["object"]
                 at = datetime.fromtimestamp(one["created"], UTC)
-                copy.write_row(
-                    (f"evt_{number}", one["type"], "snapshot", False, about["id"], about["id"], at)
-                    + (json.dumps(one), "webhook")
-                )
+                ids = (about["id"], about["id"])
+                copy.write_row((f"evt_{number}", one["type"], "snapshot", False, *ids, at, json.dumps(one), "webhook"))
     connection.execute(WAIT)
     return number
 

@@ -20,6 +20,14 @@ UPDATE event_dispatches d
  WHERE d.stripe_event_id = due.stripe_event_id
 RETURNING d.stripe_event_id, d.fence;
 
+-- name: unfinished_events
+SELECT stripe_event_id
+  FROM stripe_events
+ WHERE processing_outcome = %(outcome)s AND processing_outcome IN ('failed', 'parked')
+   AND (%(only)s::text[] IS NULL OR stripe_event_id = ANY (%(only)s::text[]))
+ ORDER BY received_at, stripe_event_id
+ LIMIT %(limit)s;
+
 -- name: hold_claimed
 -- The claims that are still ours, locked, with what they are about; in the order of Stripe's clock within an object.
 SELECT d.stripe_event_id, d.attempts, e.event_type, e.payload_style, e.created_at, e.tenant_hint, e.payload,

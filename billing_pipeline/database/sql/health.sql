@@ -46,11 +46,11 @@ SELECT complete_from, complete_through, events_listed, events_missing, finished_
 
 -- name: invoice_steps
 -- From which state to which the events of a day say that invoices went; only those that say both.
-SELECT payload #>> '{data,previous_attributes,status}' AS was, payload #>> '{data,object,status}' AS became,
+SELECT payload -> 'data' -> 'previous_attributes' ->> 'status' AS was, payload -> 'data' -> 'object' ->> 'status' AS became,
        count(*) AS events, min(stripe_event_id) AS sample
   FROM stripe_events
  WHERE received_at >= %(since)s AND event_type LIKE 'invoice.%%'
-   AND payload #>> '{data,previous_attributes,status}' IS NOT NULL
+   AND payload -> 'data' -> 'previous_attributes' ->> 'status' IS NOT NULL
  GROUP BY 1, 2
  ORDER BY 1, 2;
 
