@@ -10,7 +10,6 @@ from typing import Any
 
 import dagster as dg
 
-from billing_pipeline.orchestration.launch import LOCATION
 from billing_pipeline.orchestration.metadata import (
     ROWS_MAX,
     difference_table,
@@ -19,6 +18,7 @@ from billing_pipeline.orchestration.metadata import (
     unhandled_table,
 )
 from billing_pipeline.orchestration.resources import BillingResource
+from billing_pipeline.orchestration.switches import is_on
 from billing_pipeline.orchestration.webhook_assets import entitlements, invoices, stripe_events
 from billing_pipeline.webhooks import health
 from billing_pipeline.webhooks.rebuild import rebuild
@@ -129,9 +129,9 @@ def events_complete_through(context: dg.AssetCheckExecutionContext, billing: Bil
     """While the hourly sweep is on: every event of Stripe's until two hours ago is in the inbox."""
     with billing.webhook_flow() as flow:
         found, now = health.last_sweep(flow.connection), flow.clock()
-    is_on = _is_on(context.instance, SWEEP_SCHEDULE)
+    sweep_is_on = is_on(context.instance, SWEEP_SCHEDULE)
     late = found is None or found.complete_through < now - COMPLETE_WITHIN
-    told: dict[str, Any] = {"sweep_is_on": is_on}
+    told: dict[str, Any] = {"sweep_is_on": sweep_is_on}
     if found is not None:
         told |= {
             "complete_through": dg.MetadataValue.timestamp(found.complete_through),
@@ -139,9 +139,9 @@ def events_complete_through(context: dg.AssetCheckExecutionContext, billing: Bil
         }
     return _result(
         "events_complete_through",
-        passed=not (is_on and late),
+        passed=not (sweep_is_on and late),
         severity=ERROR,
-        found=_since(found.complete_through if found else None) if is_on and late else None,
+        found=_since(found.complete_through if found else None) if sweep_is_on and late else None,
         do_next="The run of sweep_stripe_events that failed says why; `billing-pipeline sweep-events` does it now.",
         metadata=told,
     )
@@ -213,15 +213,6 @@ def _percent(part: int, whole: int) -> str:
     # In whole tenths, exactly.
     tenths = part * 1_000 // whole if whole else 0
     return f"{tenths // 10}.{tenths % 10} %" if whole else "-"
-
-
-def _is_on(instance: dg.DagsterInstance, schedule: str) -> bool:
-    return any(
-        switch.instigator_name == schedule
-        and switch.origin.repository_origin.code_location_origin.location_name == LOCATION
-        and switch.is_running
-        for switch in instance.all_instigator_state()
-    )
 
 
 SERVICE_LEVELS = [

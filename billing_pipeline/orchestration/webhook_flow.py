@@ -21,14 +21,20 @@ from billing_pipeline.database.schema_version import require_current_schema
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import StripeClient, make_client
 from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_report
+from billing_pipeline.stripe_api.events import KEPT, event_pages, stripe_now, thin_event_pages
+from billing_pipeline.stripe_api.listings import all_objects
 from billing_pipeline.stripe_api.objects import read_object
 from billing_pipeline.usage.error_reports import write_error_report
 from billing_pipeline.webhooks.dispatch import Dispatcher, DispatchReport, ThinHandler, Write
 from billing_pipeline.webhooks.refetch import ReadObject, RefetchReport, refetch_due
+from billing_pipeline.webhooks.reread import RereadReport, reread
+from billing_pipeline.webhooks.sweep import SweepReport, sweep
 
 EVENTS_MAX = 20_000
 REFETCHES_MAX = 500
 """At once; more waits for the next time."""
+RECENT_INVOICES = timedelta(days=90)
+"""Finished ones that are older than that no longer change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,35 @@ class WebhookFlow:
     def dispatcher(self) -> Dispatcher:
         """One that also takes Stripe's error reports."""
         return make_dispatcher(self.connection, self.stripe, self.settings, self.clock)
+
+    def sweep(
+        self, since: datetime | None = None, progress: Callable[[SweepReport], None] = lambda report: None
+    ) -> SweepReport:
+        """Find what Stripe lists and never delivered."""
+        return sweep(
+            self.connection,
+            [
+                partial(event_pages, self.stripe, self.settings),
+                partial(thin_event_pages, self.stripe, self.settings, REPORT_TYPES),
+            ],
+            stripe_now=stripe_now(self.stripe, self.settings),
+            kept=KEPT,
+            stuck_after=self.sla,
+            clock=self.clock,
+            since=since,
+            progress=progress,
+        )
+
+    def reread(self, progress: Callable[[str, int], None] = lambda kind, objects: None) -> RereadReport:
+        """Bring what is kept to what Stripe shows now, whatever its events told."""
+        recent = stripe_now(self.stripe, self.settings) - RECENT_INVOICES
+        return reread(
+            self.connection,
+            partial(all_objects, self.stripe, self.settings, recent_since=recent),
+            make_reader(self.stripe, self.settings),
+            self.clock,
+            progress=progress,
+        )
 
     def dispatch(self) -> tuple[DispatchReport, RefetchReport]:
         """Handle what is due, then ask Stripe what events could not decide."""

@@ -11,12 +11,14 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from billing_pipeline.domain.given_hours import instant_given
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import RETRIES
-from billing_pipeline.orchestration.webhook_assets import entitlements, invoices, subscriptions
-from billing_pipeline.orchestration.webhook_checks import SERVICE_LEVELS, projection_equals_rebuild
+from billing_pipeline.orchestration.webhook_assets import entitlements, invoices, stripe_events, subscriptions
+from billing_pipeline.orchestration.webhook_checks import SERVICE_LEVELS, SWEEP_SCHEDULE, projection_equals_rebuild
 from billing_pipeline.webhooks.claims import put_back, unfinished
 from billing_pipeline.webhooks.dispatch import DispatchReport
+from billing_pipeline.webhooks.health import inbox_counts
 
 REPLAY_RUNTIME = timedelta(minutes=15)
 
@@ -77,6 +79,52 @@ def replay_config(event_ids: Sequence[str]) -> dg.RunConfig:
     return dg.RunConfig(ops={handle_stripe_events.name: ReplayConfig(event_ids=list(event_ids), limit=len(event_ids))})
 
 
+class SweepConfig(dg.Config):
+    """How far back to look."""
+
+    since: str | None = Field(
+        default=None, description="A time with its offset, at most 30 days ago; left out: an hour before the last end."
+    )
+    objects: bool = Field(default=False, description="Whether to read all of Stripe's objects anew as well.")
+
+
+@dg.op(out=dg.Out(dg.Nothing), retry_policy=RETRIES)
+def find_missed_events(context: dg.OpExecutionContext, config: SweepConfig, billing: BillingResource) -> None:
+    """Stores what Stripe lists and never delivered, handles it, and says how far the inbox is complete."""
+    with billing.webhook_flow() as flow:
+        since = instant_given("since", config.since) if config.since else None
+        report = flow.sweep(since)
+        read = flow.reread() if config.objects else None
+        handled, _ = flow.dispatch()
+        counts = inbox_counts(flow.connection)
+    told: dict[str, Any] = {
+        "complete_from": dg.MetadataValue.timestamp(report.complete_from),
+        "complete_through": dg.MetadataValue.timestamp(report.complete_through),
+        "events_listed": report.listed,
+        "events_missing": report.missing.total(),
+        "missing_by_type": dict(report.missing.most_common(50)),
+        "events_unreadable": report.unreadable,
+        "events_processed": handled.processed,
+        "events_waiting": counts.waiting,
+        "events_estimated": counts.events_estimated,
+    }
+    if report.gap_from is not None:
+        told["gap_from"] = dg.MetadataValue.timestamp(report.gap_from)
+    if read is not None:
+        told |= {"objects_read": read.read, "objects_changed": read.changed, "objects_unreadable": read.unreadable}
+    context.log_event(dg.AssetMaterialization(stripe_events.key, metadata=told))
+    context.add_output_metadata(told)
+
+
+@dg.job(
+    description="Find the webhook events that Stripe lists and never delivered, and handle them.",
+    tags={"dagster/max_runtime": "2700"},
+)
+def sweep_stripe_events() -> None:
+    """Since the last sweep, or for 30 days."""
+    find_missed_events()
+
+
 dispatch_stripe_events = dg.define_asset_job(
     "dispatch_stripe_events",
     selection=(
@@ -107,6 +155,18 @@ def hourly_dispatch(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
 
 
 @dg.schedule(
+    job=sweep_stripe_events,
+    name=SWEEP_SCHEDULE,
+    cron_schedule="43 * * * *",
+    execution_timezone="UTC",
+    description="Every hour at minute 43, half an hour away from a flush.",
+)
+def hourly_event_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    """Off until somebody turns it on in the UI."""
+    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
+
+
+@dg.schedule(
     job=rebuild_projections,
     cron_schedule="28 4 * * *",
     execution_timezone="UTC",
@@ -117,5 +177,5 @@ def daily_rebuild(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
 
 
-WEBHOOK_JOBS: list[Any] = [replay_stripe_events, dispatch_stripe_events, rebuild_projections]
-WEBHOOK_SCHEDULES = [hourly_dispatch, daily_rebuild]
+WEBHOOK_JOBS: list[Any] = [replay_stripe_events, dispatch_stripe_events, sweep_stripe_events, rebuild_projections]
+WEBHOOK_SCHEDULES = [hourly_dispatch, hourly_event_sweep, daily_rebuild]

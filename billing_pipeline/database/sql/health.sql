@@ -82,3 +82,7 @@ SELECT feature || CASE WHEN active THEN ': active' ELSE ': not active' END AS st
   FROM entitlements
  GROUP BY feature, active
  ORDER BY feature, active DESC;
+
+-- name: record_sweep
+INSERT INTO event_sweeps (complete_from, complete_through, events_listed, events_missing, finished_at)
+VALUES (%(complete_from)s, %(complete_through)s, %(listed)s, %(missing)s, %(now)s);
