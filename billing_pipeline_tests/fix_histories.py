@@ -45,7 +45,8 @@ class Step:
 class History:
     """What was lived: `events` oldest first, `final` by kind and id as retrieved at the end.
 
-    `final` has the kinds customer, subscription and invoice; a deleted customer is there as Stripe's stub.
+    `final` has the kinds customer, subscription, invoice and checkout_session; a deleted customer is there as Stripe's
+    stub.  Under active_entitlements it has the list of each customer's.
     `played` and `refused` count the steps by move.
     """
 
@@ -77,6 +78,8 @@ class Player:
     clock: SimulatorClock
     customers: dict[int, str] = field(default_factory=dict)
     prices: list[str] = field(default_factory=list)
+    products: list[str] = field(default_factory=list)
+    features: list[str] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     played: Counter[str] = field(default_factory=Counter)
 
@@ -110,6 +113,7 @@ class Player:
             ("calls", 2, {"interval": "month", "usage_type": "metered", "meter": meter}),
         ):
             product = self.must("POST", "/v1/products", name=code, metadata={"plan_code": code})["id"]
+            self.products.append(product)
             price = self.must(
                 "POST",
                 "/v1/prices",
@@ -121,6 +125,10 @@ class Player:
                 recurring=recurring,
             )
             self.prices.append(price["id"])
+        for lookup_key in ("api-access", "sso", "audit-log"):
+            feature = self.must("POST", "/v1/entitlements/features", lookup_key=lookup_key, name=lookup_key)
+            self.features.append(feature["id"])
+        self.must("POST", f"/v1/products/{self.products[0]}/features", entitlement_feature=self.features[0])
 
     def play(self, step: Step) -> None:
         """Let time pass, then make the step's move."""
@@ -221,6 +229,17 @@ def _use(player: Player, who: int, choice: int) -> Body | None:
     return player.call("POST", "/v1/billing/meter_events", event_name="calls", payload=payload)
 
 
+def _grant(player: Player, who: int, choice: int) -> Body | None:
+    feature, product = player.features[choice % 3], player.products[choice // 3 % 3]
+    return player.call("POST", f"/v1/products/{product}/features", entitlement_feature=feature)
+
+
+def _revoke(player: Player, who: int, choice: int) -> Body | None:
+    path = f"/v1/products/{player.products[choice % 3]}/features"
+    attached = player.must("GET", path)["data"]
+    return player.call("DELETE", f"{path}/{attached[0]['id']}") if attached else None
+
+
 def _next_moment(player: Player, who: int, choice: int) -> Body | None:
     """To the very second of what happens next by itself, or the one before it."""
     ahead = player.core.state.due.next_at - int(player.clock().timestamp()) - choice % 2
@@ -230,12 +249,38 @@ def _next_moment(player: Player, who: int, choice: int) -> Body | None:
     return player.must("GET", "/v1/account")
 
 
+def _checkout(player: Player, who: int, choice: int) -> Body | None:
+    """A session by somebody who is a customer, or is about to be one, and what becomes of it."""
+    known = {"customer": player.customers[who]} if who in player.customers else {"customer_email": f"org{who}@x.test"}
+    metadata = {"tenant_id": f"org_{who}"}
+    session = player.call(
+        "POST",
+        "/v1/checkout/sessions",
+        mode="subscription",
+        client_reference_id=f"org_{who}",
+        line_items=[{"price": player.prices[choice % 2], "quantity": 1}],
+        metadata=metadata,
+        subscription_data={"metadata": metadata},
+        **known,
+    )
+    assert session is not None
+    if choice % 4 == 0:
+        return session
+    done = player.call(
+        "POST", f"/_control/checkout/sessions/{session['id']}/{'complete' if choice % 4 < 3 else 'expire'}"
+    )
+    if done is not None and done["customer"]:
+        player.customers[who] = done["customer"]
+    return done
+
+
 def _wait(player: Player, who: int, choice: int) -> Body | None:
     return player.must("GET", "/v1/account")
 
 
 Move = Callable[[Player, int, int], Body | None]
 MOVES: dict[str, Move] = {
+    "check out": _checkout,
     "subscribe": _subscribe,
     "change plan": _plan,
     "annotate": lambda player, who, choice: _update(player, who, {"metadata": {"note": str(choice % 3)}}),
@@ -255,6 +300,8 @@ MOVES: dict[str, Move] = {
     "rename": _rename,
     "leave": _leave,
     "use": _use,
+    "grant": _grant,
+    "revoke": _revoke,
     "next moment": _next_moment,
     "wait": _wait,
 }
@@ -319,12 +366,22 @@ def _rendered(core: SimulatedStripe, old_percent: int, seed: int) -> Iterable[Bo
 
 
 def _final(player: Player) -> dict[str, dict[str, Body]]:
-    # By the events, for a deleted customer is in no list.
+    # By the journal, for a deleted customer is in no list.
     seen: dict[str, dict[str, None]] = {}
-    for event in player.core.state.events.since(0):
-        if event.object.get("id"):
-            seen.setdefault(event.kind, {})[event.object["id"]] = None
-    paths = {"customer": "customers", "invoice": "invoices", "subscription": "subscriptions"}
-    return {
+    for record in player.core.journal.read():
+        if "object" in record:
+            seen.setdefault(record["kind"], {})[record["object"]["id"]] = None
+    paths = {
+        "checkout_session": "checkout/sessions",
+        "customer": "customers",
+        "invoice": "invoices",
+        "subscription": "subscriptions",
+    }
+    final = {
         kind: {id: player.must("GET", f"/v1/{path}/{id}") for id in seen.get(kind, {})} for kind, path in paths.items()
     }
+    entitlements = "/v1/entitlements/active_entitlements"
+    final["active_entitlements"] = {
+        id: player.must("GET", entitlements, customer=id, limit=100) for id in seen.get("customer", {})
+    }
+    return final

@@ -24,6 +24,7 @@ from billing_pipeline.stripe_simulator.core import Lag, SimulatedStripe
 from billing_pipeline.stripe_simulator.delivery import CONNECTION
 from billing_pipeline.stripe_simulator.journal import Journal, MemoryJournal, Record
 from billing_pipeline.stripe_simulator.server import application, bind, make_server
+from billing_pipeline.stripe_simulator.webhook_sender import WebhookSender
 
 KEY = "sk_test_of_the_tests"
 START_SECONDS_MAX = 5
@@ -142,7 +143,8 @@ def running_simulator(
     """Serve a core (or a new one with `lag`) from a thread of its own until the block ends."""
     core = core or make_core(lag=lag)
     with bind("127.0.0.1", 0) as listener:
-        server = make_server(application(core, processing))
+        sender = WebhookSender(core)
+        server = make_server(application(core, processing, sender), sender)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + START_SECONDS_MAX

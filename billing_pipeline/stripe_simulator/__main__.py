@@ -16,6 +16,7 @@ from billing_pipeline.stripe_simulator.core import SimulatedStripe
 from billing_pipeline.stripe_simulator.journal import FileJournal
 from billing_pipeline.stripe_simulator.rate_limits import RateLimits
 from billing_pipeline.stripe_simulator.server import application, bind, make_server
+from billing_pipeline.stripe_simulator.webhook_sender import WebhookSender
 
 SECONDS_MAX = 366 * 86_400
 
@@ -85,7 +86,8 @@ def _serve(options: argparse.Namespace) -> None:
                 stream_delay=options.stream_delay_seconds,
                 rate_limits=RateLimits(options.meter_event_calls_per_second, options.stream_calls_per_second),
             )
-            server = make_server(application(core, options.processing_seconds))
+            sender = WebhookSender(core)
+            server = make_server(application(core, options.processing_seconds, sender), sender)
             # uvicorn ends gracefully on these and then raises them again; by then there is nothing left to stop.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)

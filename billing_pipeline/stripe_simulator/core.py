@@ -18,6 +18,7 @@ from typing import Any
 
 from billing_pipeline.stripe_simulator import views
 from billing_pipeline.stripe_simulator.account import new_account
+from billing_pipeline.stripe_simulator.due import NEVER
 from billing_pipeline.stripe_simulator.execution import Execution
 from billing_pipeline.stripe_simulator.faults import (
     NOT_EXECUTED,
@@ -109,7 +110,7 @@ class SimulatedStripe:
     @property
     def webhook_troubles(self) -> dict[Trouble, int]:
         """How often each trouble of the webhook weather really happened."""
-        return dict(+(self.state.events.troubles + self.state.deliveries.troubles))
+        return self.state.webhook_troubles()
 
     def handle(
         self,
@@ -136,16 +137,19 @@ class SimulatedStripe:
         """Decide and record a request.  Until `finish`, what it holds refuses other requests."""
         now = self.clock()
         self._deliver_due(now)
-        if request.path.startswith(CONTROL):
-            # What a dashboard or a person does; no fault of an API call meets it.
-            return Exchange(*self._executed(request, now))
         if request.path.startswith("/_"):
-            answer = views.own_answer(request, now, self.keys, self.journal, self._faults)
-            return Exchange(self._stamped(answer, now, self._new_request_id()))
+            return self._own(request, now)
         fault = self._faults.next(request)
         if fault is None:
             return Exchange(*self._executed(request, now))
         return self._faulted(request, now, fault)
+
+    def _own(self, request: Request, now: datetime) -> Exchange:
+        if request.path.startswith(CONTROL):
+            # What a dashboard or a person does; no fault of an API call meets it.
+            return Exchange(*self._executed(request, now))
+        answer = views.own_answer(request, now, self.keys, self.journal, self._faults, self.state)
+        return Exchange(self._stamped(answer, now, self._new_request_id()))
 
     def finish(self, exchange: Exchange) -> None:
         """The request is over; what it held is free."""
@@ -198,6 +202,8 @@ class SimulatedStripe:
 
     def _live_until(self, now: datetime) -> None:
         # Whatever periods, drafts and retries come to by the clock, each at its own moment.
+        if self.state.due.next_at == NEVER:
+            return
         epoch = now.timestamp()
         while self.state.due.next_at <= epoch:
             moment, kind, id = self.state.due.first()

@@ -48,7 +48,7 @@ def list_core_events(state: State, call: Call) -> Body:
     shown = left[: given.get("limit", LIMIT_DEFAULT)]
     more = len(shown) < len(left)
     return {
-        "data": [_notification(report) for report in shown],
+        "data": [notification(report) for report in shown],
         "next_page_url": _next_page_url(call.params, shown[-1]) if more else None,
         "previous_page_url": None,
     }
@@ -60,7 +60,7 @@ def retrieve_core_event(state: State, call: Call) -> Body:
     report = state.error_reports.find(call.target)
     if report is None or not _is_listed(report, call.now):
         raise Refusal(404, f"No such event: '{call.target}'", code="not_found")
-    return {**_notification(report), "data": _data(report)}
+    return {**notification(report), "data": _data(report)}
 
 
 def _is_listed(report: ErrorReport, now: datetime) -> bool:
@@ -69,14 +69,10 @@ def _is_listed(report: ErrorReport, now: datetime) -> bool:
 
 def _matches(report: ErrorReport, given: Mapping[str, Any]) -> bool:
     return (
-        _type(report) in given.get("types", (_type(report),))
+        report.type in given.get("types", (report.type,))
         and given.get("object_id", report.meter) == report.meter
         and all(_COMPARISONS[name](report.end, bound) for name, bound in given.get("created", {}).items())
     )
-
-
-def _type(report: ErrorReport) -> str:
-    return "v1.billing.meter.no_meter_found" if report.meter is None else "v1.billing.meter.error_report_triggered"
 
 
 def _sort_key(report: ErrorReport) -> tuple[int, str]:
@@ -102,7 +98,8 @@ def _next_page_url(params: Mapping[str, Any], last: ErrorReport) -> str:
     return f"/v2/core/events?{urlencode([*flat, ('page', f'{created}.{id}')])}"
 
 
-def _notification(report: ErrorReport) -> Body:
+def notification(report: ErrorReport) -> Body:
+    """What is listed and pushed of a report: which it is, without its `data`."""
     event: Body = {
         "id": report.id,
         "object": "v2.core.event",
@@ -110,7 +107,7 @@ def _notification(report: ErrorReport) -> Body:
         "created": rfc3339(report.end),
         "livemode": False,
         "reason": None,
-        "type": _type(report),
+        "type": report.type,
     }
     if report.meter is not None:
         event["related_object"] = {

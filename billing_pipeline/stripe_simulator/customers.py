@@ -5,6 +5,8 @@ Deleting one cancels its subscriptions and refuses its further meter events; Str
 
 from __future__ import annotations
 
+from typing import Any
+
 from billing_pipeline.stripe_simulator.calls import Call, Write, created, deleted, updated
 from billing_pipeline.stripe_simulator.endings import canceled_records
 from billing_pipeline.stripe_simulator.lists import PAGING, page
@@ -26,11 +28,16 @@ _FIELDS: dict[str, Check] = {
 def create_customer(state: State, call: Call) -> Write:
     """POST /v1/customers"""
     given = checked(call.params, optional={**_FIELDS, "metadata": string_map})
-    customer = {
+    return Write((created("customer", new_customer(state, given, call.epoch)),))
+
+
+def new_customer(state: State, given: dict[str, Any], epoch: int) -> Body:
+    """The customer that the given fields make."""
+    return {
         "id": state.new_id("customer", "cus"),
         "object": "customer",
         "balance": 0,
-        "created": call.epoch,
+        "created": epoch,
         "currency": None,
         "delinquent": False,
         "description": given.get("description"),
@@ -42,7 +49,6 @@ def create_customer(state: State, call: Call) -> Write:
         "phone": given.get("phone"),
         "test_clock": None,
     }
-    return Write((created("customer", customer),))
 
 
 def retrieve_customer(state: State, call: Call) -> Body:

@@ -35,6 +35,16 @@ class ErrorReport:
     tallies: dict[str, ErrorTally] = field(default_factory=dict)
 
     @property
+    def type(self) -> str:
+        """The type of the thin event that tells of it."""
+        return "v1.billing.meter.no_meter_found" if self.meter is None else "v1.billing.meter.error_report_triggered"
+
+    @property
+    def created(self) -> int:
+        """When the event is made, in epoch seconds."""
+        return int(self.end.timestamp())
+
+    @property
     def end(self) -> datetime:
         """When the window closes, which is when the report appears."""
         return self.start + timedelta(seconds=VALIDATION_SECONDS)
@@ -49,14 +59,17 @@ class ErrorReports:
         self._reports: dict[tuple[str | None, int], ErrorReport] = {}
         self._by_id: dict[str, ErrorReport] = {}
 
-    def add(self, record: Record) -> None:
-        """Take one rejected meter event into its report."""
+    def add(self, record: Record) -> ErrorReport | None:
+        """Take one rejected meter event into its report; the report, when this is its first."""
         judged_at = datetime.fromisoformat(record["judged_at"])
         start = int(judged_at.timestamp()) // VALIDATION_SECONDS * VALIDATION_SECONDS
-        tally = self._report(record["meter"], start).tallies.setdefault(record["code"], ErrorTally())
+        report = self._report(record["meter"], start)
+        is_first = not report.tallies
+        tally = report.tallies.setdefault(record["code"], ErrorTally())
         tally.count += 1
         if len(tally.samples) < self._samples_max:
             tally.samples.append((record["identifier"], record["message"]))
+        return report if is_first else None
 
     def _report(self, meter: str | None, start: int) -> ErrorReport:
         report = self._reports.get((meter, start))

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from billing_pipeline.stripe_simulator.answers import answer_body
 from billing_pipeline.stripe_simulator.calls import Call, Write
+from billing_pipeline.stripe_simulator.entitlements import entitlement_records
 from billing_pipeline.stripe_simulator.faults import FaultKind, spoiled_records
 from billing_pipeline.stripe_simulator.idempotency import fingerprint_of, key_of
 from billing_pipeline.stripe_simulator.journal import Journal, Record
@@ -83,6 +84,8 @@ class Execution:
 
     def commit_alone(self, records: list[Record], at: datetime) -> bool:
         """Journal and apply what no request asked for; whether the journal could be written."""
+        if self._state.has("feature"):
+            records = [*records, *entitlement_records(self._state, records)]
         try:
             self.commit(records, at, request_id=None)
         except OSError as exc:
@@ -124,6 +127,8 @@ class Execution:
         if not isinstance(outcome, Write):
             return Answer(200, {}, outcome)
         *earlier, last = outcome.records
+        if self._state.has("feature"):
+            earlier += entitlement_records(self._state, outcome.records)
         records = [*earlier, {**last, **saved_under}]
         if fault is not None:
             records = spoiled_records(records, fault, api)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from billing_pipeline.stripe_simulator.billing_periods import with_periods
 from billing_pipeline.stripe_simulator.calls import created, updated
+from billing_pipeline.stripe_simulator.checkout import expired
 from billing_pipeline.stripe_simulator.collection import attempt, finalized, uncollectible, voided
 from billing_pipeline.stripe_simulator.due import INCOMPLETE_SECONDS, trial_ends_soon
 from billing_pipeline.stripe_simulator.endings import canceled_records, expired_records, trial_notice
@@ -27,7 +28,7 @@ def records_due(state: State, kind: str, id: str, epoch: int) -> list[Record]:
             return _subscription_due(state, body, epoch)
         case "invoice":
             return _invoice_due(state, body, epoch)
-    return [updated("checkout_session", {**body, "status": "expired", "url": None}, "checkout.session.expired")]
+    return [expired(body)]
 
 
 def _subscription_due(state: State, body: Body, epoch: int) -> list[Record]:

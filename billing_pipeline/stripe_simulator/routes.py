@@ -9,8 +9,11 @@ from billing_pipeline.stripe_simulator import (
     account,
     adjustments,
     catalogue,
+    checkout,
     core_events,
     customers,
+    entitlements,
+    event_destinations,
     events,
     invoice_actions,
     invoices,
@@ -48,6 +51,20 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("POST", stream.STREAM_PATH): stream.create_stream,
     ("GET", "/v2/core/events"): core_events.list_core_events,
     ("GET", "/v2/core/events/{id}"): core_events.retrieve_core_event,
+    ("POST", "/v1/checkout/sessions"): checkout.create_session,
+    ("GET", "/v1/checkout/sessions"): checkout.list_sessions,
+    ("GET", "/v1/checkout/sessions/{id}"): checkout.retrieve_session,
+    ("POST", "/v1/checkout/sessions/{id}/expire"): checkout.expire_session,
+    ("POST", "/_control/checkout/sessions/{id}/complete"): checkout.complete_session,
+    ("POST", "/_control/checkout/sessions/{id}/expire"): checkout.expire_session,
+    ("POST", "/v1/entitlements/features"): entitlements.create_feature,
+    ("GET", "/v1/entitlements/features"): entitlements.list_features,
+    ("GET", "/v1/entitlements/features/{id}"): entitlements.retrieve_feature,
+    ("POST", "/v1/entitlements/features/{id}"): entitlements.update_feature,
+    ("GET", "/v1/entitlements/active_entitlements"): entitlements.list_active_entitlements,
+    ("POST", "/v1/products/{id}/features"): entitlements.attach_feature,
+    ("GET", "/v1/products/{id}/features"): entitlements.list_attachments,
+    ("DELETE", "/v1/products/{id}/features/{id}"): entitlements.detach_feature,
     ("GET", "/v1/events"): events.list_events,
     ("GET", "/v1/events/{id}"): events.retrieve_event,
     ("POST", "/v1/webhook_endpoints"): webhook_endpoints.create_endpoint,
@@ -56,6 +73,12 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("POST", "/v1/webhook_endpoints/{id}"): webhook_endpoints.update_endpoint,
     ("DELETE", "/v1/webhook_endpoints/{id}"): webhook_endpoints.delete_endpoint,
     ("POST", "/_control/webhook_endpoints/{id}/roll_secret"): webhook_endpoints.roll_secret,
+    ("POST", "/v2/core/event_destinations"): event_destinations.create_destination,
+    ("GET", "/v2/core/event_destinations"): event_destinations.list_destinations,
+    ("GET", "/v2/core/event_destinations/{id}"): event_destinations.retrieve_destination,
+    ("POST", "/v2/core/event_destinations/{id}/disable"): event_destinations.disable_destination,
+    ("POST", "/v2/core/event_destinations/{id}/enable"): event_destinations.enable_destination,
+    ("DELETE", "/v2/core/event_destinations/{id}"): event_destinations.delete_destination,
     ("POST", "/v1/customers"): customers.create_customer,
     ("GET", "/v1/customers"): customers.list_customers,
     ("GET", "/v1/customers/{id}"): customers.retrieve_customer,
@@ -93,6 +116,11 @@ def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
         endpoint = ENDPOINTS.get((method, template))
         if endpoint is not None and parts[position]:
             return endpoint, parts[position]
+    if len(parts) > 3:
+        # One id within another: the last says which, the first is implied.
+        template = "/".join((*parts[:-3], "{id}", parts[-2], "{id}"))
+        if (method, template) in ENDPOINTS and parts[-1]:
+            return ENDPOINTS[method, template], parts[-1]
     raise Refusal(
         404,
         f"Unrecognized request URL ({method}: {path}). The simulator answers a part of Stripe's API only.",
@@ -102,7 +130,10 @@ def find_endpoint(method: str, path: str) -> tuple[Endpoint, str]:
 # A session is a means of sending meter events, and a cancellation takes one back: one scope for all of them.
 _RESOURCES = {
     "account": "account",
+    "checkout": "checkout_sessions",
     "customers": "customers",
+    "entitlements": "entitlements",
+    "event_destinations": "webhook_endpoints",
     "events": "events",
     "invoices": "invoices",
     "meter_event_adjustments": "meter_events",

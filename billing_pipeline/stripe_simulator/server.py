@@ -19,6 +19,7 @@ from billing_pipeline.errors import UserError
 from billing_pipeline.stripe_simulator.core import SimulatedStripe
 from billing_pipeline.stripe_simulator.delivery import ClosableProtocol, Receive, Scope, Send, deliver, send_answer
 from billing_pipeline.stripe_simulator.parameters import parse_form, parse_json
+from billing_pipeline.stripe_simulator.webhook_sender import WebhookSender
 from billing_pipeline.stripe_simulator.wire import Refusal, Request
 
 BODY_BYTES_MAX = 1 << 20
@@ -28,8 +29,13 @@ SHUTDOWN_SECONDS_MAX = 2
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def application(core: SimulatedStripe, processing: timedelta = timedelta(0)) -> Application:
-    """The ASGI application; every request stays in flight for `processing` before it is answered."""
+def application(
+    core: SimulatedStripe, processing: timedelta = timedelta(0), sender: WebhookSender | None = None
+) -> Application:
+    """The ASGI application; every request stays in flight for `processing` before it is answered.
+
+    Without a `sender` webhook deliveries stay where they are.
+    """
     seconds = processing.total_seconds()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +53,8 @@ def application(core: SimulatedStripe, processing: timedelta = timedelta(0)) -> 
         finally:
             # Also when the client has gone: what it asked for is done, and its place is free again.
             core.finish(exchange)
+            if sender is not None:
+                sender.poke()
         await deliver(exchange, scope, receive, send)
 
     return serve
@@ -104,9 +112,27 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def make_server(app: Application) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    """uvicorn's server, with the sender of webhooks beside it in its event loop."""
+
+    def __init__(self, config: uvicorn.Config, sender: WebhookSender | None) -> None:
+        super().__init__(config)
+        self._sender = sender
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._sender is not None:
+            self._sender.poke()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._sender is not None:
+            await self._sender.close()
+        await super().shutdown(sockets)
+
+
+def make_server(app: Application, sender: WebhookSender | None = None) -> uvicorn.Server:
     """A quiet uvicorn server for the application; run it with `server.run(sockets=[...])`."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             access_log=False,
@@ -123,5 +149,6 @@ def make_server(app: Application) -> uvicorn.Server:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
             ws="none",
-        )
+        ),
+        sender,
     )

@@ -123,6 +123,9 @@ class Snapshots:
         """The event with this id."""
         return self._by_id.get(id)
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def since(self, position: int) -> list[Snapshot]:
         """The events from this place of the order of making on."""
         return self._all[position:]

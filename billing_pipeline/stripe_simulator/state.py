@@ -19,7 +19,7 @@ from billing_pipeline.stripe_simulator.journal import Journal, Record
 from billing_pipeline.stripe_simulator.sessions import StreamSessions
 from billing_pipeline.stripe_simulator.snapshots import Snapshots
 from billing_pipeline.stripe_simulator.webhook_deliveries import Deliveries
-from billing_pipeline.stripe_simulator.webhook_weather import FAIR, WebhookWeather
+from billing_pipeline.stripe_simulator.webhook_weather import FAIR, Trouble, WebhookWeather
 from billing_pipeline.stripe_simulator.wire import Body
 
 
@@ -39,7 +39,7 @@ class State:
         self.due = DueMoments()
         self.deliveries = Deliveries(webhook_weather)
         self._objects: dict[str, dict[str, Body]] = {}
-        self._invoices: dict[str, dict[str, None]] = {}
+        self._owned: dict[tuple[str, str], dict[str, None]] = {}
 
     def apply(self, record: Record) -> None:
         """Take one journal record into account."""
@@ -52,7 +52,9 @@ class State:
             case "meter_event_cancelled":
                 self.meter_events.cancel(record)
             case "meter_event_rejected":
-                self.error_reports.add(record)
+                report = self.error_reports.add(record)
+                if report is not None:
+                    self.deliveries.add(report)
             case "webhook_attempt":
                 self.deliveries.answered(record["object"], int(received_at.timestamp()))
             case "refusal" | "meter_event_dropped_duplicate":
@@ -64,7 +66,7 @@ class State:
         self.line = record["line"]
 
     def _change(self, kind: str, record: Record, received_at: datetime) -> None:
-        before = self.find(kind, record["object"]["id"])
+        before = self.find(kind, record["object"]["id"]) or record.get("before")
         self._put(kind, record["object"])
         self.due.note(kind, record["object"])
         if "events" in record:
@@ -73,12 +75,13 @@ class State:
 
     def _put(self, kind: str, body: Body) -> None:
         self._objects.setdefault(kind, {})[body["id"]] = body
+        owner = owner_of(kind, body)
+        if owner is not None:
+            self._owned.setdefault((kind, owner), {})[body["id"]] = None
         if kind == "meter_event_session":
             self.sessions.add(body)
         elif kind == "webhook_endpoint":
             self.deliveries.put_endpoint(body)
-        elif kind == "invoice" and body.get("parent"):
-            self._invoices.setdefault(body["parent"]["subscription_details"]["subscription"], {})[body["id"]] = None
         elif kind == "meter" and body["status"] == "active":
             self.active_meters[body["event_name"]] = body
         elif kind == "meter" and self.active_meters.get(body["event_name"], {}).get("id") == body["id"]:
@@ -101,9 +104,22 @@ class State:
         """All objects of a kind that are not deleted, the last created first."""
         return (body for body in reversed(self._objects.get(kind, {}).values()) if not body.get("deleted"))
 
+    def webhook_troubles(self) -> dict[Trouble, int]:
+        """How often each trouble of the webhook weather really happened."""
+        return dict(+(self.events.troubles + self.deliveries.troubles))
+
+    def has(self, kind: str) -> bool:
+        """Whether there ever was an object of this kind."""
+        return kind in self._objects
+
+    def owned(self, kind: str, owner: str) -> Iterator[Body]:
+        """An owner's objects of a kind that are not deleted, the last created first."""
+        bodies = (self._objects[kind][id] for id in reversed(self._owned.get((kind, owner), {})))
+        return (body for body in bodies if not body.get("deleted"))
+
     def invoices_of(self, subscription: str) -> int:
         """How many invoices a subscription ever had."""
-        return len(self._invoices.get(subscription, ()))
+        return len(self._owned.get(("invoice", subscription), ()))
 
     def new_id(self, kind: str, prefix: str) -> str:
         """The id of the next object of a kind; the same history always gives the same ids."""
@@ -113,6 +129,18 @@ class State:
         """24 characters that stand for these parts within this account."""
         text = "/".join(map(str, (self.account_id(), *parts)))
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def owner_of(kind: str, body: Body) -> str | None:
+    """The object that this one is found by, where that is asked for: a deleted one no longer says."""
+    match kind:
+        case "subscription":
+            return str(body["customer"])
+        case "invoice" if body.get("parent"):
+            return str(body["parent"]["subscription_details"]["subscription"])
+        case "product_feature" if "_product" in body:
+            return str(body["_product"])
+    return None
 
 
 def rebuilt(journal: Journal, state: State) -> State:

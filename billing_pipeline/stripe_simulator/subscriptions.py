@@ -142,7 +142,7 @@ def _refuse_far_anchor(anchor: int, epoch: int, months: int) -> None:
 
 def subscriptions_of(state: State, customer: str | None) -> Iterator[Body]:
     """A customer's subscriptions, or everybody's, newest first."""
-    return (body for body in state.newest_first("subscription") if customer in (None, body["customer"]))
+    return state.newest_first("subscription") if customer is None else state.owned("subscription", customer)
 
 
 def retrieve_subscription(state: State, call: Call) -> Body:

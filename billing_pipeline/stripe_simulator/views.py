@@ -1,6 +1,6 @@
-"""What the simulator tells about itself, outside Stripe's API: health, journal and faults.
+"""What the simulator tells about itself, outside Stripe's API: health, journal, faults and webhooks.
 
-For tests and for whoever judges what was counted: everything is taken from the journal's lines, never from
+For tests and for whoever judges what was counted: all that is counted is taken from the journal's lines, never from
 the state, so it is an independent account.
 """
 
@@ -16,11 +16,12 @@ from billing_pipeline.stripe_simulator.faults import Faults
 from billing_pipeline.stripe_simulator.journal import Journal, Record
 from billing_pipeline.stripe_simulator.keys import KeyMode, authenticate
 from billing_pipeline.stripe_simulator.parameters import checked, integer, text
+from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.wire import Answer, Refusal, Request, invalid
 
 
 def own_answer(
-    request: Request, now: datetime, keys: Mapping[str, KeyMode], journal: Journal, faults: Faults
+    request: Request, now: datetime, keys: Mapping[str, KeyMode], journal: Journal, faults: Faults, state: State
 ) -> Answer:
     """The answer to a path that begins with an underscore; all but the health need a key."""
     endpoint = (request.method, request.path)
@@ -35,6 +36,8 @@ def own_answer(
                 return counted_sums(journal, request.params)
             case ("GET", "/_faults"):
                 return faults_applied(faults)
+            case ("GET", "/_webhooks"):
+                return webhooks(state)
         raise Refusal(404, f"Unrecognized request URL ({request.method}: {request.path}).")
     except Refusal as refusal:
         return Answer(refusal.status, refusal.headers, refusal.body)
@@ -57,6 +60,13 @@ def faults_applied(faults: Faults) -> Answer:
     """GET /_faults: the number of API calls, and of the faults applied to them, by kind."""
     applied = {str(kind): count for kind, count in sorted(faults.applied.items())}
     return Answer(200, {}, {"object": "faults", "calls": faults.calls, "applied": applied})
+
+
+def webhooks(state: State) -> Answer:
+    """GET /_webhooks: how many events were made, how many deliveries are on their way, and what befell them."""
+    troubles = {str(kind): count for kind, count in sorted(state.webhook_troubles().items())}
+    counts = {"events": len(state.events), "deliveries_open": state.deliveries.open_count}
+    return Answer(200, {}, {"object": "webhooks", **counts, "troubles": troubles})
 
 
 def _hour(record: Record) -> str:

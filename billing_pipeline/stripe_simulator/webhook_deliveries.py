@@ -12,12 +12,17 @@ from collections import Counter
 from dataclasses import dataclass
 
 from billing_pipeline.stripe_simulator.due import NEVER
+from billing_pipeline.stripe_simulator.error_reports import ErrorReport
 from billing_pipeline.stripe_simulator.snapshots import Snapshot
 from billing_pipeline.stripe_simulator.webhook_weather import Trouble, WebhookWeather
 from billing_pipeline.stripe_simulator.wire import Body
 
 RETRY_SECONDS = (300, 1_800, 7_200, 18_000, 36_000, 43_200, 43_200, 43_200, 43_200)
 """Between the attempts: growing, and over within the three days of live mode."""
+
+
+Told = Snapshot | ErrorReport
+"""An event of either kind; a report's is thin, and made when its window closes."""
 
 
 @dataclass(slots=True)
@@ -28,7 +33,7 @@ class Delivery:
     """
 
     id: str
-    event: Snapshot
+    event: Told
     endpoint: str
     due_at: int
     attempts: int = 0
@@ -67,13 +72,18 @@ class Deliveries:
         """Whether anything is ever to be sent."""
         return bool(self._endpoints)
 
-    def add(self, event: Snapshot) -> None:
+    @property
+    def open_count(self) -> int:
+        """How many deliveries are not over."""
+        return len(self._open)
+
+    def add(self, event: Told) -> None:
         """An event sets out for every endpoint that takes its type."""
         for endpoint in self._endpoints.values():
             if self.endpoint(endpoint["id"]) and _takes(endpoint, event):
                 self._set_out(event, endpoint["id"])
 
-    def _set_out(self, event: Snapshot, endpoint: str) -> None:
+    def _set_out(self, event: Told, endpoint: str) -> None:
         number, self._made = self._made, self._made + 1
         trouble = self._weather.of_delivery(number)
         if trouble is not None:
@@ -146,5 +156,7 @@ class Deliveries:
         return self._pending[event] == 0 and self._failed[event] == 0
 
 
-def _takes(endpoint: Body, event: Snapshot) -> bool:
+def _takes(endpoint: Body, event: Told) -> bool:
+    if (endpoint["_payload"] == "thin") != isinstance(event, ErrorReport):
+        return False
     return "*" in endpoint["enabled_events"] or event.type in endpoint["enabled_events"]

@@ -54,13 +54,14 @@ def refuse_url(url: str) -> None:
 def retrieve_endpoint(state: State, call: Call) -> Body:
     """GET /v1/webhook_endpoints/{id}"""
     checked(call.params)
-    return displayed("webhook_endpoint", _living(state, call))
+    return displayed("webhook_endpoint", _own(state, call))
 
 
 def list_endpoints(state: State, call: Call) -> Body:
     """GET /v1/webhook_endpoints"""
     given = checked(call.params, optional=PAGING)
-    shown = (displayed("webhook_endpoint", body) for body in state.newest_first("webhook_endpoint"))
+    own = (body for body in state.newest_first("webhook_endpoint") if body["object"] == "webhook_endpoint")
+    shown = (displayed("webhook_endpoint", body) for body in own)
     return page(shown, given, url="/v1/webhook_endpoints", what="webhook endpoint")
 
 
@@ -68,7 +69,7 @@ def update_endpoint(state: State, call: Call) -> Write:
     """POST /v1/webhook_endpoints/{id}"""
     optional = {"disabled": flag, "enabled_events": sequence(text()), "metadata": string_map, "url": text()}
     given = checked(call.params, optional=optional)
-    endpoint = _living(state, call)
+    endpoint = _own(state, call)
     if "url" in given:
         refuse_url(given["url"])
     if "disabled" in given:
@@ -79,7 +80,7 @@ def update_endpoint(state: State, call: Call) -> Write:
 def delete_endpoint(state: State, call: Call) -> Write:
     """DELETE /v1/webhook_endpoints/{id}; what was not delivered is not tried again"""
     checked(call.params)
-    return Write((deleted("webhook_endpoint", "webhook_endpoint", _living(state, call)["id"]),))
+    return Write((deleted("webhook_endpoint", "webhook_endpoint", _own(state, call)["id"]),))
 
 
 def roll_secret(state: State, call: Call) -> Write:
@@ -114,6 +115,13 @@ def secrets_at(endpoint: Body, epoch: int) -> list[str]:
         for secret in endpoint["_secrets"]
         if secret["expires_at"] is None or epoch < secret["expires_at"]
     ]
+
+
+def _own(state: State, call: Call) -> Body:
+    endpoint = _living(state, call)
+    if endpoint["object"] != "webhook_endpoint":
+        raise no_such("webhook endpoint", call.target)
+    return endpoint
 
 
 def _living(state: State, call: Call) -> Body:

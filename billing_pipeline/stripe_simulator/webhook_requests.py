@@ -12,6 +12,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from billing_pipeline.stripe_simulator.core_events import notification
+from billing_pipeline.stripe_simulator.error_reports import ErrorReport
 from billing_pipeline.stripe_simulator.snapshots import API_VERSION
 from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.webhook_deliveries import Delivery
@@ -50,6 +52,8 @@ def outgoing(state: State, delivery: Delivery, epoch: int) -> Outgoing:
 
 
 def _body(state: State, delivery: Delivery, endpoint: Body) -> Body:
+    if isinstance(delivery.event, ErrorReport):
+        return notification(delivery.event)
     version = endpoint["api_version"] or API_VERSION
     pending = state.deliveries.pending(delivery.event.id)
     return delivery.event.body(pending, version, lambda price: state.find("price", price))
