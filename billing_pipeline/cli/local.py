@@ -15,8 +15,10 @@ app = typer.Typer()
 def up() -> None:
     """Run Dagster and what it needs until Ctrl-C.
 
-    Dagster's UI and daemon, the Stripe simulator and PostgreSQL; a second `up` for the same folder is refused.
-    The simulator runs only when no Stripe key is set, PostgreSQL only when DATABASE_URL is not.
+    Dagster's UI and daemon, the webhook intake, the Stripe simulator and PostgreSQL; a second `up` for the same folder
+    is refused.
+    The simulator runs only when no Stripe key is set, PostgreSQL only when DATABASE_URL is not, and the intake when
+    STRIPE_WEBHOOK_SECRET is set or the simulator runs.
     """
     from billing_pipeline.cli.up import run_until_stopped
     from billing_pipeline.settings import load_settings

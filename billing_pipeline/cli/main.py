@@ -20,6 +20,7 @@ from billing_pipeline.cli.plan import plan_command
 from billing_pipeline.cli.preflight import preflight_command
 from billing_pipeline.cli.projections import rebuild_projections_command, sweep_events_command
 from billing_pipeline.cli.rebill import rebill_command
+from billing_pipeline.cli.serve import serve_command
 from billing_pipeline.cli.smoke import smoke_command
 from billing_pipeline.cli.validate_contract import validate_contract_command
 from billing_pipeline.errors import BillingError, told
@@ -45,6 +46,7 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(config.app, name="config")
 app.add_typer(holds.app, name="holds")
+app.command("serve")(serve_command)
 app.command("sweep-events")(sweep_events_command)
 app.command("rebuild-projections")(rebuild_projections_command)
 app.add_typer(local.app)

@@ -1,4 +1,4 @@
-"""Keeps the whole stack of one machine running: PostgreSQL, the Stripe simulator, Dagster's UI and daemon.
+"""Keeps the whole stack of one machine running: PostgreSQL, the Stripe simulator, the webhook intake, Dagster.
 
 One `up` per state folder; `state_lock.py` sees to that, and to what a killed one left running.
 """
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from billing_pipeline.cli.children import Child, child, wait_until_ready
+from billing_pipeline.cli.intake import running_intake, serves_webhooks
 from billing_pipeline.cli.local_stack import listens, local_stack, needs_simulator
 from billing_pipeline.cli.state_lock import make_folder, only_one
 from billing_pipeline.database.location import resolve_dagster_url
@@ -34,9 +35,13 @@ def run_until_stopped(settings: Settings) -> None:
         if leftovers:
             print(f"Stopped {leftovers} processes that a killed run had left behind.", flush=True)  # noqa: T201
         _require_free_ports(settings)
-        with local_stack(settings) as stack, running_dagster(settings, project) as dagster:
+        with (
+            local_stack(settings) as stack,
+            running_intake(settings) as intake,
+            running_dagster(settings, project) as dagster,
+        ):
             print(_addresses(settings), flush=True)  # noqa: T201
-            parts = [part for part in (stack.simulator, dagster) if part]
+            parts = [part for part in (stack.simulator, intake, dagster) if part]
             try:
                 while True:
                     for part in parts:
@@ -53,6 +58,8 @@ def _require_free_ports(settings: Settings) -> None:
     wanted = {"DAGSTER_PORT": settings.dagster_port}
     if needs_simulator(settings):
         wanted["SIMULATOR_PORT"] = settings.simulator_port
+    if serves_webhooks(settings):
+        wanted["BILLING_INTAKE_PORT"] = settings.billing_intake_port
     for setting, port in wanted.items():
         if listens(port):
             raise UserError(f"Port {port} is in use. Stop the program that uses it, or set {setting} to a free port.")
@@ -93,5 +100,9 @@ def _addresses(settings: Settings) -> str:
     lines = [f"Dagster           http://127.0.0.1:{settings.dagster_port}"]
     if needs_simulator(settings):
         lines.append(f"Stripe simulator  http://127.0.0.1:{settings.simulator_port}")
+    if serves_webhooks(settings):
+        lines.append(f"Webhook intake    http://127.0.0.1:{settings.billing_intake_port}/webhooks/stripe")
+    else:
+        lines.append("Webhook intake    not running: STRIPE_WEBHOOK_SECRET is not set")
     lines.append(f"Logs              {settings.billing_state_dir / 'logs'}")
     return "\n".join([*lines, "Ctrl-C stops all of it."])

@@ -1,6 +1,6 @@
 """Stripe's answers as it wrote them, without what the SDK makes of them.
 
-The SDK turns decimal fields into numbers that JSON does not have; what is stored or projected must be Stripe's own text.
+The SDK turns decimal fields into numbers that JSON does not have; what is stored or projected is Stripe's own text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Page:
 
 def body_of(found: stripe.StripeObject) -> dict[str, Any]:
     """The body of the answer that this object is."""
-    return dict(found.last_response.data) if found.last_response else {}  # type: ignore[arg-type] # parsed JSON
+    data = found.last_response.data if found.last_response else None
+    return dict(data) if isinstance(data, Mapping) else {}
 
 
 def headers_of(found: stripe.StripeObject) -> Mapping[str, str]:

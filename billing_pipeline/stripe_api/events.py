@@ -21,7 +21,7 @@ from billing_pipeline.stripe_api.client import translated_errors
 KEPT = timedelta(days=30)
 """How long Stripe lists an event."""
 
-Events = list[dict[str, Any]]
+Bodies = list[dict[str, Any]]
 
 
 def stripe_now(client: stripe.StripeClient, settings: Settings) -> datetime:
@@ -36,7 +36,7 @@ def stripe_now(client: stripe.StripeClient, settings: Settings) -> datetime:
 
 def event_pages(
     client: stripe.StripeClient, settings: Settings, *, since: datetime, until: datetime
-) -> Iterator[Events]:
+) -> Iterator[Bodies]:
     """Every event that Stripe made in [since, until), of every type, newest first.
 
     Raises `StripeUnavailable` or `StripeRefused`, also in the middle.
@@ -49,7 +49,7 @@ def event_pages(
 
 def thin_event_pages(
     client: stripe.StripeClient, settings: Settings, types: Sequence[str], *, since: datetime, until: datetime
-) -> Iterator[Events]:
+) -> Iterator[Bodies]:
     """Every thin event of these types that Stripe made in [since, until).
 
     Raises `StripeUnavailable` or `StripeRefused`, also in the middle.
@@ -57,7 +57,7 @@ def thin_event_pages(
     span = {name: moment.strftime("%Y-%m-%dT%H:%M:%SZ") for name, moment in (("gte", since), ("lt", until))}
     with translated_errors(settings):
         filters: Any = {"types": list(types), "created": span, "limit": PAGE_SIZE}
-        page: Events = []
+        page: Bodies = []
         for event in client.v2.core.events.list(filters).auto_paging_iter():
             page.append(_notification(event.to_dict()))
             if len(page) == PAGE_SIZE:

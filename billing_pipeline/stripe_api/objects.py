@@ -45,8 +45,14 @@ def read_object(client: stripe.StripeClient, settings: Settings, kind: ObjectKin
             if exc.http_status != GONE:
                 raise
             # Customers and subscriptions stay readable; only a draft that was deleted is really gone.
-            return Shown({"id": object_id, "object": kind.value, "deleted": True}, as_of(exc.headers, started))
+            return Shown(_gone(kind, object_id), as_of(exc.headers, started))
         return Shown(_whole(client, kind, object_id, found), as_of(headers_of(found), started))
+
+
+def _gone(kind: ObjectKind, object_id: str) -> dict[str, Any]:
+    if kind is ObjectKind.FEATURE_SUMMARY:
+        return {"object": kind.value, "customer": object_id, "entitlements": {"data": [], "has_more": False}}
+    return {"id": object_id, "object": kind.value, "deleted": True}
 
 
 def _retrieve(client: stripe.StripeClient, kind: ObjectKind, object_id: str) -> stripe.StripeObject:

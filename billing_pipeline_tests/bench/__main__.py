@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from billing_pipeline_tests.bench import explain, imports, rebuild, submission, usage
+from billing_pipeline_tests.bench import explain, imports, intake, rebuild, submission, usage
 from billing_pipeline_tests.bench.line import Line
 
-BENCHMARKS = imports.BENCHMARKS | usage.BENCHMARKS | submission.BENCHMARKS | explain.BENCHMARKS | rebuild.BENCHMARKS
+BENCHMARKS = (
+    imports.BENCHMARKS
+    | usage.BENCHMARKS
+    | submission.BENCHMARKS
+    | explain.BENCHMARKS
+    | intake.BENCHMARKS
+    | rebuild.BENCHMARKS
+)
 
 
 def main() -> int:

@@ -12,12 +12,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from billing_pipeline.cli.intake import local_secret, serves_webhooks
 from billing_pipeline.cli.local_stack import listens
 from billing_pipeline.cli.state_lock import is_held
 from billing_pipeline.database.connection import connect
 from billing_pipeline.orchestration.dagster_probes import state_at
+from billing_pipeline.settings import load_settings
 from billing_pipeline_tests.cli.command import billing_pipeline, start
 from billing_pipeline_tests.fix_postgres import drop_database
+from billing_pipeline_tests.signing import SECRET
+from billing_pipeline_tests.webhooks.conftest import Intake
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -53,6 +57,7 @@ def stack(tmp_path, database_url, server_url):
         "BILLING_STATE_DIR": "state",
         "DAGSTER_PORT": free_port(),
         "SIMULATOR_PORT": free_port(),
+        "BILLING_INTAKE_PORT": free_port(),
     }
     with connect(database_url) as connection:
         name = connection.info.dbname
@@ -107,6 +112,12 @@ def test_up_serves_dagster_and_stripe_and_ctrl_c_leaves_nothing(stack, running):
     with urllib.request.urlopen(f"http://127.0.0.1:{stack['DAGSTER_PORT']}/server_info") as response:
         assert "dagster_webserver_version" in json.load(response)
     assert listens(stack["SIMULATOR_PORT"])
+    intake = Intake(f"http://127.0.0.1:{stack['BILLING_INTAKE_PORT']}")
+    kept = stack["folder"] / "state" / "webhook_secret"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert intake.deliver("evt_1", kept.read_text()).status == 202
+    assert intake.deliver("evt_2").status == 400
+    assert kept.read_text() not in str([member.cmdline() for member in family])
     assert is_held(stack["folder"] / "state")
 
     code, _, err = billing_pipeline("up", **stack)
@@ -119,6 +130,7 @@ def test_up_serves_dagster_and_stripe_and_ctrl_c_leaves_nothing(stack, running):
     assert left(family) == []
     assert not listens(stack["DAGSTER_PORT"])
     assert not listens(stack["SIMULATOR_PORT"])
+    assert not listens(stack["BILLING_INTAKE_PORT"])
     assert not is_held(stack["folder"] / "state")
 
 
@@ -184,7 +196,7 @@ def test_a_state_folder_that_cannot_be_used_is_one_sentence(stack):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("setting", ["DAGSTER_PORT", "SIMULATOR_PORT"])
+@pytest.mark.parametrize("setting", ["DAGSTER_PORT", "SIMULATOR_PORT", "BILLING_INTAKE_PORT"])
 def test_a_port_in_use_is_named_before_anything_starts(stack, setting):
     with socket.create_server(("127.0.0.1", stack[setting])):
         code, out, err = billing_pipeline("up", **stack)
@@ -194,6 +206,24 @@ def test_a_port_in_use_is_named_before_anything_starts(stack, setting):
         f"error: Port {stack[setting]} is in use. Stop the program that uses it, or set {setting} to a free port.\n"
     )
     assert not (stack["folder"] / "state" / "logs").exists()
+
+
+def test_without_a_secret_of_the_real_stripe_there_is_no_intake_and_its_port_is_free_to_others():
+    with_key = load_settings(stripe_secret_key="sk_test_0123456789abcdef")
+
+    assert not serves_webhooks(with_key)
+    assert serves_webhooks(load_settings())
+    assert serves_webhooks(load_settings(stripe_secret_key="sk_test_0123456789abcdef", stripe_webhook_secret=SECRET))
+
+
+def test_the_secret_of_this_machine_is_made_once(tmp_path):
+    settings = load_settings(billing_state_dir=tmp_path / "state")
+    made = local_secret(settings)
+
+    assert local_secret(settings) == made
+    assert len(made.removeprefix("whsec_")) == 48
+    assert local_secret(load_settings(billing_state_dir=tmp_path / "other")) != made
+    load_settings(stripe_webhook_secret=made)
 
 
 def test_a_code_location_has_the_name_that_its_history_hangs_on():

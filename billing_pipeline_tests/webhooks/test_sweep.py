@@ -11,6 +11,7 @@ from billing_pipeline.stripe_api.client import make_client
 from billing_pipeline.webhooks import reread as reread_module
 from billing_pipeline.webhooks.rebuild import rebuild
 from billing_pipeline.webhooks.sweep import sweep
+from billing_pipeline_tests.stripe_simulator.conftest import streaming
 from billing_pipeline_tests.webhooks.events import event
 
 pytestmark = pytest.mark.slow
@@ -155,26 +156,20 @@ def test_what_is_no_event_is_counted_and_keeps_nothing_back(connection):
     assert (report.listed, report.unreadable, report.missing.total()) == (2, 1, 1)
 
 
-def test_error_reports_about_meter_events_are_swept_too(flow, connection, simulator):
+def test_error_reports_about_meter_events_are_swept_too(flow, connection, settings, simulator):
     client = simulator.client()
     client.v1.billing.meters.create({"display_name": "x", "event_name": "x", "default_aggregation": {"formula": "sum"}})
-    now = int(simulator.clock().timestamp())
-    client.v1.billing.meter_events.create(
-        {"event_name": "x", "timestamp": now, "payload": {"stripe_customer_id": "cus_nobody", "value": "1"}}
-    )
+    service = streaming(client, lambda token: make_client(settings, key=token))
+    service.create({"events": [{"event_name": "x", "identifier": "bad", "payload": {"value": "1"}}]})
     simulator.clock.advance(hours=2)
 
     report = flow.sweep()
 
-    thin = [kind for kind in report.missing if kind.startswith("v1.billing.meter.")]
-    assert thin
-    assert connection.execute(
-        "SELECT payload_style, payload ? 'data' FROM stripe_events WHERE event_type = %s", thin
-    ).fetchall() == [("thin", False)]
+    assert dict(report.missing) == {"v1.billing.meter.error_report_triggered": 1}
+    statement = "SELECT payload_style, payload ? 'data', processing_outcome FROM stripe_events"
+    assert connection.execute(statement).fetchall() == [("thin", False, "received")]
     flow.dispatch()
-    assert connection.execute(
-        "SELECT processing_outcome FROM stripe_events WHERE event_type = %s", thin
-    ).fetchall() == [("processed",)]
+    assert connection.execute(statement).fetchall() == [("thin", False, "processed")]
 
 
 def subscribed(stripe, count):

@@ -1,0 +1,130 @@
+"""`billing-pipeline serve`: takes Stripe's webhooks until it is told to stop.
+
+It starts only where a delivery could be stored: with a secret to verify by, and a migrated database that takes writes.
+On SIGTERM and Ctrl-C it takes no new connection, answers what it has, and ends with exit code 0.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from billing_pipeline.settings import Settings
+
+CONNECTIONS_MAX = 1_024
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the 60 seconds after which most proxies close an idle connection, so that they do it and not we."""
+
+STOP_SECONDS = 25
+"""Longer than a delivery waits at most for its commit."""
+
+
+def serve_command(
+    host: Annotated[str, typer.Option(help="Address to listen on; TLS is a proxy's work.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: BILLING_INTAKE_PORT, 8000.", min=1, max=65535)] = None,
+) -> None:
+    """Take Stripe's webhooks at /webhooks/stripe, until SIGTERM or Ctrl-C.
+
+    Each is verified, stored and committed before it is answered; /healthz, /readyz and /metrics are for operators.
+    Example: billing-pipeline serve --port 8000
+    """
+    from billing_pipeline.cli.local_stack import ready_database
+    from billing_pipeline.cli.log import log_to_stderr
+    from billing_pipeline.settings import load_settings
+    from billing_pipeline.webhooks.app import make_app
+
+    settings = load_settings(**({} if port is None else {"billing_intake_port": port}))
+    _require_secret(settings)
+    database_url = ready_database(settings)
+    _require_writable(database_url)
+    log_to_stderr(milestones=True)
+    _serve(make_app(settings, database_url, clock=lambda: datetime.now(UTC)), host, settings.billing_intake_port)
+
+
+def _require_secret(settings: Settings) -> None:
+    from billing_pipeline.errors import SettingsError
+
+    if not settings.webhook_secrets:
+        raise SettingsError(
+            "STRIPE_WEBHOOK_SECRET is not set, so no webhook could be told from a forged one. Set it to the endpoint's "
+            "signing secret, whsec_..., from Stripe's Dashboard or from `stripe listen`."
+        )
+
+
+def _require_writable(database_url: str) -> None:
+    from billing_pipeline.database.connection import connect
+    from billing_pipeline.database.primary import require_primary
+
+    with connect(database_url) as connection:
+        require_primary(connection, database_url)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.  Raises `UserError` where that cannot be."""
+    from billing_pipeline.errors import UserError
+
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as exc:
+        raise UserError(f"Cannot listen on {host}: {exc.strerror}. Choose another --host.") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as exc:
+        listener.close()
+        raise UserError(
+            f"Cannot listen on {host}:{port}: {exc.strerror}. Stop the program that uses the port, or set "
+            "BILLING_INTAKE_PORT or --port to a free one."
+        ) from None
+    return listener
+
+
+def make_server(app: Any) -> uvicorn.Server:
+    """uvicorn around the intake, an ASGI application; run it with `server.run(sockets=[...])`."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        backlog=2_048,
+        http="httptools",
+        lifespan="on",
+        limit_concurrency=CONNECTIONS_MAX,
+        log_config=None,
+        loop="uvloop",
+        # Addresses are neither logged nor trusted, so nobody's word about them is needed.
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        ws="none",
+    )
+    return uvicorn.Server(config)
+
+
+def _serve(app: Any, host: str, port: int) -> None:
+    from billing_pipeline.webhooks.receive import PATH
+
+    with bind(host, port) as listener:
+        server = make_server(app)
+        # uvicorn ends gracefully on these and then raises them again; by then everything is answered and closed.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        where = f"[{host}]" if ":" in host else host
+        sys.stdout.write(f"Webhook intake on http://{where}:{listener.getsockname()[1]}{PATH}\n")
+        sys.stdout.flush()
+        # The threads that commit get their turn within a millisecond instead of five, also while requests stream in.
+        sys.setswitchinterval(0.001)
+        # What is imported by now stays; the collector need not look through it again and again.
+        gc.freeze()
+        server.run(sockets=[listener])

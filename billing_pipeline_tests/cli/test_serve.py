@@ -1,0 +1,176 @@
+"""`billing-pipeline serve` starts only where a delivery could be stored, and loses none that it has answered."""
+
+import signal
+import socket
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from billing_pipeline.database.connection import connect
+from billing_pipeline_tests.cli.command import billing_pipeline, start
+from billing_pipeline_tests.cli.test_up import free_port
+from billing_pipeline_tests.signing import SECRET
+from billing_pipeline_tests.webhooks.conftest import Intake
+
+EVENTS = 300
+CLIENTS = 8
+
+
+@pytest.fixture
+def settings(tmp_path, database_url):
+    return {
+        "folder": tmp_path,
+        "DATABASE_URL": database_url,
+        "BILLING_INTAKE_PORT": free_port(),
+        "STRIPE_WEBHOOK_SECRET": SECRET,
+    }
+
+
+@pytest.fixture
+def served(settings):
+    """A running `serve` and where it answers."""
+    process = start("serve", **settings)
+    line = process.stdout.readline()
+    assert line == f"Webhook intake on http://127.0.0.1:{settings['BILLING_INTAKE_PORT']}/webhooks/stripe\n", (
+        process.communicate()
+    )
+    intake = Intake(f"http://127.0.0.1:{settings['BILLING_INTAKE_PORT']}")
+    deadline = time.monotonic() + 30
+    while not answers(intake):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield process, intake
+    process.kill()
+    process.communicate()
+
+
+def answers(intake):
+    try:
+        return intake.ask("GET", "/readyz").status == 200
+    except OSError:
+        return False
+
+
+def stored(database_url):
+    with connect(database_url) as connection:
+        return {row[0] for row in connection.execute("SELECT stripe_event_id FROM event_dispatches")}
+
+
+def deliver_until_it_ends(intake, client, acknowledged):
+    """Deliver one event after the other; what is answered 202 is noted, and the end of the server ends it."""
+    for number in range(EVENTS):
+        try:
+            answer = intake.deliver(f"evt_{client}_{number}")
+        except OSError:
+            return
+        if answer.status == 202:
+            acknowledged.append(f"evt_{client}_{number}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [20, 150])
+def test_g03_sigkill_under_load_loses_no_acknowledged_event(settings, served, after):
+    process, intake = served
+    acknowledged: list[str] = []
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(deliver_until_it_ends, intake, client, acknowledged) for client in range(CLIENTS)]
+        while len(acknowledged) < after:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        for client in clients:
+            client.result()
+
+    assert len(acknowledged) >= after
+    assert set(acknowledged) - stored(settings["DATABASE_URL"]) == set()
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_answers_who_waits_and_ends_well(settings, served):
+    process, intake = served
+    with connect(settings["DATABASE_URL"]) as connection, ThreadPoolExecutor(20) as pool:
+        with connection.transaction():
+            connection.execute("LOCK TABLE stripe_events IN SHARE ROW EXCLUSIVE MODE")
+            answers = [pool.submit(intake.deliver, f"evt_{number}") for number in range(20)]
+            time.sleep(1)
+            process.terminate()
+            time.sleep(1)
+        statuses = Counter(answer.result().status for answer in answers)
+    out, err = process.communicate(timeout=30)
+
+    assert statuses == {202: 20}
+    assert (process.returncode, out) == (0, "")
+    assert err.count(" INFO Stripe webhook accepted and queued stripe_event_id=evt_") == 20
+    assert len(stored(settings["DATABASE_URL"])) == 20
+
+
+@pytest.mark.slow
+def test_every_delivery_is_a_line_of_the_log_and_nothing_else_is(settings, served):
+    process, intake = served
+    intake.deliver("evt_1")
+    intake.deliver("evt_1")
+    intake.post(b"{}", {})
+    intake.ask("GET", "/nothing")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+
+    fields = "stripe_event_id=evt_1 event_type=customer.subscription.updated tenant_hint=acme"
+    assert (process.returncode, out) == (0, "")
+    assert [line.partition(" ")[2] for line in err.splitlines()] == [
+        f"INFO Stripe webhook accepted and queued {fields}",
+        f"INFO Stripe webhook duplicate ignored {fields}",
+        "ERROR Signature verification failed: missing_signature",
+    ]
+
+
+def refusal(settings, **changes):
+    code, out, err = billing_pipeline("serve", **settings | changes)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert SECRET not in err
+    return code, err.removeprefix("error: ")
+
+
+def test_without_a_secret_it_does_not_start(settings):
+    code, told = refusal(settings, STRIPE_WEBHOOK_SECRET="")
+
+    assert code == 2
+    assert told.startswith("STRIPE_WEBHOOK_SECRET is not set, so no webhook could be told from a forged one.")
+
+
+def test_without_a_database_it_does_not_start(settings):
+    code, told = refusal(settings, DATABASE_URL="postgresql://someone@127.0.0.1:9/nowhere")
+
+    assert code == 1
+    assert told.startswith("PostgreSQL does not answer at 127.0.0.1:9/nowhere")
+
+
+def test_without_migrations_it_does_not_start(settings, empty_database_url):
+    code, told = refusal(settings, DATABASE_URL=empty_database_url)
+
+    assert code == 2
+    assert "billing-pipeline migrate" in told
+
+
+def test_a_port_in_use_is_named(settings):
+    with socket.create_server(("127.0.0.1", settings["BILLING_INTAKE_PORT"])):
+        code, told = refusal(settings)
+
+    assert code == 2
+    assert told.startswith(f"Cannot listen on 127.0.0.1:{settings['BILLING_INTAKE_PORT']}: Address already in use.")
+
+
+def test_an_address_that_is_not_ours_is_named(tmp_path, database_url):
+    code, _, err = billing_pipeline(
+        "serve",
+        "--host",
+        "192.0.2.1",
+        folder=tmp_path,
+        DATABASE_URL=database_url,
+        STRIPE_WEBHOOK_SECRET=SECRET,
+        BILLING_INTAKE_PORT=free_port(),
+    )
+
+    assert (code, err.startswith("error: Cannot listen on 192.0.2.1:")) == (2, True)
