@@ -1,4 +1,7 @@
-"""`billing-pipeline sweep-events` and `rebuild-projections`: is every event here, and is every row what they say?"""
+"""`billing-pipeline sweep-events` and `rebuild-projections`: is every event here, and every row what they say.
+
+Both are what Dagster's jobs do by themselves, for whoever has a shell.
+"""
 
 from __future__ import annotations
 
@@ -146,11 +149,13 @@ def _print_reread(read: RereadReport) -> None:
 
 
 def _print_rebuild(report: RebuildReport) -> None:
-    typer.echo(
-        f"{report.replayed.events:,} events and {report.replayed.answers:,} answers of Stripe's replayed; "
-        f"{report.payloads_gone:,} events have no payload any more, and {report.taken_over:,} rows that only they told "
-        "of are taken as they are.\n"
-    )
+    typer.echo(f"{report.replayed.events:,} events and {report.replayed.answers:,} answers of Stripe's replayed.")
+    if report.payloads_gone:
+        typer.echo(
+            f"{report.payloads_gone:,} events have no payload any more; {report.taken_over:,} rows that only they told "
+            "of are taken as they are."
+        )
+    typer.echo("")
     for table in report.tables:
         verdict = f"{table.differ:,} differ" if table.differ else "the same"
         typer.echo(f"{table.table_name:<24} {table.rows:>12,} rows  {verdict}")

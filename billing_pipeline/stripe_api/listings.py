@@ -54,12 +54,12 @@ def _pages(
         ObjectKind.SUBSCRIPTION: client.v1.subscriptions.list,
         ObjectKind.INVOICE: client.v1.invoices.list,
     }
-    started = time.monotonic()
+    started = time.monotonic_ns()
     with translated_errors(settings):
         for page in pages(lists[kind], filters):
             moment = as_of(page.headers, started)
             yield [_whole(client, settings, kind, Shown(body, moment)) for body in page.bodies]
-            started = time.monotonic()
+            started = time.monotonic_ns()
 
 
 def _whole(client: stripe.StripeClient, settings: Settings, kind: ObjectKind, shown: Shown) -> Shown:

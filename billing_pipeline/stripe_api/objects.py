@@ -37,7 +37,7 @@ def read_object(client: stripe.StripeClient, settings: Settings, kind: ObjectKin
 
     Raises `StripeUnavailable` or `StripeRefused`.
     """
-    started = time.monotonic()
+    started = time.monotonic_ns()
     with translated_errors(settings):
         try:
             found = _retrieve(client, kind, object_id)
@@ -90,13 +90,13 @@ def _members(fetch: Callable[[Any], Any], filters: dict[str, Any], first: dict[s
     return [member for page in pages(fetch, filters) for member in page.bodies]
 
 
-def as_of(headers: Any, started: float) -> datetime:
+def as_of(headers: Any, started: int) -> datetime:
     """Stripe's clock when the request left, at the latest: the state that was read cannot be older.
 
-    `started` is `time.monotonic()` before the request.  Raises `StripeUnavailable` for an answer without its time.
+    `started` is `time.monotonic_ns()` before the request.  Raises `StripeUnavailable` for an answer without its time.
     """
     date = headers.get("Date") if headers else None
     if not date:
         raise StripeUnavailable("Stripe's answer has no Date, so it cannot be put in order. Try again later.")
     answered = parsedate_to_datetime(date).astimezone(UTC)
-    return (answered - timedelta(seconds=time.monotonic() - started)).replace(microsecond=0)
+    return (answered - timedelta(microseconds=(time.monotonic_ns() - started) // 1_000)).replace(microsecond=0)

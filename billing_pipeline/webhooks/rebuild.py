@@ -204,27 +204,27 @@ def _answer_seen(answer: StoredAnswer) -> Seen:
 
 def _apply(connection: Connection[Any], found: Sequence[tuple[str, Callable[[], Seen | None]]]) -> list[str]:
     """Keep what is shown; return the ids of which nothing could be made."""
-    seen: dict[str, Seen] = {}
+    seen: list[tuple[str, Seen]] = []
     unreadable = []
     for name, read in found:
         try:
             if (one := read()) is not None:
-                seen[name] = one
+                seen.append((name, one))
         except EventUnreadable:
             unreadable.append(name)
     return unreadable + _keep(connection, seen)
 
 
-def _keep(connection: Connection[Any], seen: Mapping[str, Seen]) -> list[str]:
+def _keep(connection: Connection[Any], seen: Sequence[tuple[str, Seen]]) -> list[str]:
     try:
         with connection.transaction():
-            for table, rows in rows_by_table(seen.values()).items():
+            for table, rows in rows_by_table(one for _, one in seen).items():
                 keep_greatest(connection, table, rows)
     except REFUSALS:
         if len(seen) == 1:
-            return list(seen)
+            return [seen[0][0]]
         # As the dispatcher does: what the database refuses is left out alone.
-        return [name for one in seen.items() for name in _keep(connection, dict([one]))]
+        return [name for one in seen for name in _keep(connection, [one])]
     return []
 
 

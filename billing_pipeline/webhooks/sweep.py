@@ -83,7 +83,7 @@ def sweep(
         _record(connection, span, clock())
         report = _joined(report, span)
     if report.missing:
-        logger.warning(
+        logger.info(
             "Stripe events never delivered were found",
             extra={"events": report.missing.total(), "types": dict(report.missing.most_common(10))},
         )

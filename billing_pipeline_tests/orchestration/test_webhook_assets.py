@@ -7,8 +7,9 @@ import dagster as dg
 import pytest
 
 from billing_pipeline.definitions import defs
-from billing_pipeline.orchestration import webhook_sensors
+from billing_pipeline.orchestration import webhook_checks, webhook_sensors
 from billing_pipeline.orchestration.resources import BillingResource
+from billing_pipeline.orchestration.switches import is_on
 from billing_pipeline.orchestration.webhook_assets import WEBHOOK_ASSETS
 from billing_pipeline.orchestration.webhook_checks import WEBHOOK_CHECKS
 from billing_pipeline.orchestration.webhook_jobs import WEBHOOK_JOBS
@@ -310,3 +311,44 @@ def test_the_launchpad_replays_what_is_parked_or_failed_and_by_default_what_is_d
     assert outcomes(connection)[failed["id"]] == "processed"
     run("replay_stripe_events", status="parked", event_ids=[parked["id"], good["id"]])
     assert set(outcomes(connection).values()) == {"processed"}
+
+
+def test_the_sweep_says_how_far_the_inbox_is_complete_and_its_check_minds_only_while_it_is_on(
+    connection, now, simulator, monkeypatch
+):
+    simulator.client().v1.customers.create()
+    simulator.clock.advance(minutes=2)
+    assert check("events_complete_through").passed
+    monkeypatch.setattr(webhook_checks, "is_on", lambda instance, name: name == "hourly_event_sweep")
+    assert check("events_complete_through").description == "no sweep has ended yet"
+
+    result = run("sweep_stripe_events")
+
+    assert result.success
+    [told] = [one.event_specific_data.materialization for one in result.all_events if one.is_step_materialization]
+    assert told.asset_key.to_user_string() == "stripe_events"
+    assert {name: told.metadata[name].value for name in ("events_listed", "events_missing", "events_processed")} == {
+        "events_listed": 1,
+        "events_missing": 1,
+        "events_processed": 1,
+    }
+    assert check("events_complete_through").passed
+    connection.execute("UPDATE event_sweeps SET complete_through = complete_through - interval '2 hours'")
+    assert not check("events_complete_through").passed
+
+
+def test_a_sweep_from_the_launchpad_may_read_all_objects(connection, now, simulator):
+    simulator.client().v1.customers.create()
+    config = {"since": f"{now - timedelta(hours=3):%Y-%m-%dT%H:%M:%SZ}", "objects": True}
+    result = defs.resolve_job_def("sweep_stripe_events").execute_in_process(
+        run_config={"ops": {"find_missed_events": {"config": config}}}
+    )
+
+    assert result.success
+    assert connection.execute("SELECT count(*) FROM stripe_customers").fetchone() == (1,)
+
+
+def test_a_schedule_that_somebody_turned_on_is_on():
+    with dg.instance_for_test() as instance, dg.DagsterInstance.ephemeral() as nothing_kept:
+        assert not is_on(instance, "hourly_event_sweep")
+        assert not is_on(nothing_kept, "hourly_event_sweep")

@@ -52,6 +52,13 @@ def test_what_stripe_answered_is_part_of_the_rebuild(connection):
     report = rebuild(connection, clock)
 
     assert (report.differ, report.replayed.events, report.replayed.answers) == (0, 2, 1)
+    connection.execute(
+        "INSERT INTO object_snapshots (object_id, object_kind, read_at, reason, payload) "
+        "SELECT object_id, object_kind, read_at - interval '1 s', reason, payload || '{\"status\": \"unpaid\"}' "
+        "FROM object_snapshots"
+    )
+    # An older answer that is stored later changes nothing.
+    assert rebuild(connection, clock).differ == 0
     connection.execute("UPDATE object_snapshots SET read_at = read_at - interval '1 day'")
     assert {one.table_name for one in rebuild(connection, clock).differences} == {"subscriptions"}
 
