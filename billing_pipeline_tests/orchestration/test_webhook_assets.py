@@ -333,7 +333,7 @@ def test_the_sweep_says_how_far_the_inbox_is_complete_and_its_check_minds_only_w
         "events_processed": 1,
     }
     assert check("events_complete_through").passed
-    connection.execute("UPDATE event_sweeps SET complete_through = complete_through - interval '2 hours'")
+    connection.execute("UPDATE event_sweeps SET complete_through = complete_through - interval '3 hours'")
     assert not check("events_complete_through").passed
 
 
