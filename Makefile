@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed-with-constraints
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format up migrate dev-down bench prove prove-long clean
+.PHONY: help demo test test-fast test-stripe lint-stripe-fixtures stripe-replay lint format up migrate dev-down bench prove prove-long clean
 
 help: ## print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,6 +27,16 @@ test: $(STAMP) ## run every test
 
 test-fast: $(STAMP) ## run the tests that need no database, in under a minute
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'not slow'
+
+test-stripe: $(STAMP) ## run the tests of the webhooks alone; below 95 % coverage of their code it fails
+	@$(BIN)/python -m coverage run -m pytest -n 0 billing_pipeline_tests/webhooks billing_pipeline_tests/domain/projections
+	@$(BIN)/python -m coverage report --fail-under=95
+
+lint-stripe-fixtures: $(STAMP) ## look at every webhook fixture: its JSON, unique id, API version, type and file name
+	@$(BIN)/python -m billing_pipeline_tests.fixtures
+
+stripe-replay: $(STAMP) ## billing-pipeline events with ARGS="list --status failed", "replay --event-id evt_...", ...
+	@$(BIN)/billing-pipeline events $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

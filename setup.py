@@ -46,6 +46,7 @@ setup(
         "pyarrow",
         "pydantic-settings",
         "python-dotenv",
+        "redis>=8,<9",
         "rich",
         "sqlalchemy>=2.1,<3",
         "stripe>=16.1,<17",

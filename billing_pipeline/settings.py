@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     billing_dispatch_sla_seconds: int = Field(default=300, ge=10, description="a claimed event is done by then")
     billing_dispatch_attempts_max: int = Field(default=10, ge=1, description="then it is parked for a person")
     billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="bodies and payloads of handled events")
+    redis_url: SecretStr | None = Field(default=None, description="where product code caches features; unset: nowhere")
     saas_workspace_booking_url: str | None = Field(default=None, description="where who lacks saas is sent")
 
     billing_mark_url: str | None = Field(default=None, description="any fsspec address; unset: a file in the state dir")
@@ -142,6 +143,13 @@ class Settings(BaseSettings):
             if is_placeholder(secret):
                 raise ValueError("is a placeholder; fill in the endpoint's signing secret, or leave it empty")
         return secrets
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_is_one(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return url
 
     @field_validator("database_url", "dagster_database_url")
     @classmethod

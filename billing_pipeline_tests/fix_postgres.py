@@ -28,7 +28,7 @@ from billing_pipeline.database.connection import connect
 from billing_pipeline.database.migrate import migrate
 from billing_pipeline.settings import Settings
 
-SETTING_PREFIXES = ("BILLING_", "DAGSTER_", "ENABLE_", "SIMULATOR_", "STRIPE_")
+SETTING_PREFIXES = ("BILLING_", "DAGSTER_", "ENABLE_", "REDIS_", "SIMULATOR_", "STRIPE_")
 
 DROP_SECONDS_MAX = 30
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from billing_pipeline.cli import config, flush, holds, ledger, local, quarantine, usage
+from billing_pipeline.cli import config, events, flush, holds, ledger, local, quarantine, usage
 from billing_pipeline.cli.explain import explain_command
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
@@ -46,6 +46,7 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(config.app, name="config")
 app.add_typer(holds.app, name="holds")
+app.add_typer(events.app, name="events")
 app.command("serve")(serve_command)
 app.command("sweep-events")(sweep_events_command)
 app.command("rebuild-projections")(rebuild_projections_command)

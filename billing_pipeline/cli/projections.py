@@ -70,12 +70,8 @@ def rebuild_projections_command(
 
     Example: billing-pipeline rebuild-projections
     """
-    from billing_pipeline.webhooks.rebuild import rebuild
-
     with _database_only() as flow:
-        report = rebuild(
-            flow.connection, flow.clock, apply=apply, progress=lambda events: _tell(f"{events:,} events replayed")
-        )
+        report = flow.rebuild(apply=apply, progress=lambda events: _tell(f"{events:,} events replayed"))
     _end_of_progress()
     if as_json:
         typer.echo(json.dumps(_rebuild_json(report), indent=2))

@@ -63,8 +63,14 @@ stripe_events = Table(
         "processing_outcome NOT IN ('failed', 'parked') OR num_nonnulls(failed_at, error_class, processing_error) = 3",
         name="failed_whole",
     ),
-    # The newest first, which is how people look at them, and the oldest first, whose bodies go.
+    # The newest first, which is how people look at them.
     Index("stripe_events_received_at_idx", "received_at"),
+    # The oldest whose bodies are still there, which is what a purge looks for among years of events without one.
+    Index(
+        "stripe_events_bodies_idx",
+        "received_at",
+        postgresql_where=text("processed_at IS NOT NULL AND payload IS NOT NULL"),
+    ),
     # Few: what failed, newest first.
     Index(
         "stripe_events_failed_idx",

@@ -18,7 +18,6 @@ from billing_pipeline.orchestration.metadata import states_table
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import RETRIES
 from billing_pipeline.orchestration.webhook_flow import WebhookFlow
-from billing_pipeline.webhooks.entitle import decide_all
 
 GROUP = "webhooks"
 FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(minutes=90), fail_window=timedelta(hours=3))
@@ -86,7 +85,7 @@ def entitlements(billing: BillingResource) -> dg.MaterializeResult[Any]:
     """
 
     def decide(flow: WebhookFlow) -> dict[str, Any]:
-        report = decide_all(flow.connection, flow.clock)
+        report = flow.decide_all()
         return {"customers_looked_at": report.customers, "organizations_changed": len(report.changed)}
 
     return _materialize(billing, "entitlements_by_feature", decide)

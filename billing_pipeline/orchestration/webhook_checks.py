@@ -21,7 +21,6 @@ from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.switches import is_on
 from billing_pipeline.orchestration.webhook_assets import entitlements, invoices, stripe_events
 from billing_pipeline.webhooks import health
-from billing_pipeline.webhooks.rebuild import rebuild
 
 logger = logging.getLogger("billing_pipeline.checks")
 
@@ -168,7 +167,7 @@ def invoice_transitions(billing: BillingResource) -> dg.AssetCheckResult:
 def projection_equals_rebuild(billing: BillingResource) -> dg.AssetCheckResult:
     """Every row that is kept of Stripe's objects is what the stored events and answers make anew."""
     with billing.webhook_flow() as flow:
-        report = rebuild(flow.connection, flow.clock)
+        report = flow.rebuild()
     passed = report.differ == 0 and not report.replayed.unreadable
     return _result(
         "projection_equals_rebuild",

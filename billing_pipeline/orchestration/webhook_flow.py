@@ -26,6 +26,9 @@ from billing_pipeline.stripe_api.listings import all_objects
 from billing_pipeline.stripe_api.objects import read_object
 from billing_pipeline.usage.error_reports import write_error_report
 from billing_pipeline.webhooks.dispatch import Dispatcher, DispatchReport, ThinHandler, Write
+from billing_pipeline.webhooks.entitle import EntitlementsReport, decide_all
+from billing_pipeline.webhooks.feature_cache import OnChanged, make_feature_cache
+from billing_pipeline.webhooks.rebuild import RebuildReport, rebuild
 from billing_pipeline.webhooks.refetch import ReadObject, RefetchReport, refetch_due
 from billing_pipeline.webhooks.reread import RereadReport, reread
 from billing_pipeline.webhooks.sweep import SweepReport, sweep
@@ -53,7 +56,7 @@ class WebhookFlow:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """One that also takes Stripe's error reports."""
+        """One that also takes Stripe's error reports, and tells the cache of features."""
         return make_dispatcher(self.connection, self.stripe, self.settings, self.clock)
 
     def sweep(
@@ -83,13 +86,26 @@ class WebhookFlow:
             make_reader(self.stripe, self.settings),
             self.clock,
             progress=progress,
+            on_changed=self.dispatcher.on_changed,
         )
 
     def dispatch(self) -> tuple[DispatchReport, RefetchReport]:
         """Handle what is due, then ask Stripe what events could not decide."""
         handled = self.dispatcher.drain(events_max=EVENTS_MAX)
         reader = make_reader(self.stripe, self.settings)
-        return handled, refetch_due(self.connection, reader, self.clock, limit=REFETCHES_MAX)
+        asked = refetch_due(
+            self.connection, reader, self.clock, limit=REFETCHES_MAX, on_changed=self.dispatcher.on_changed
+        )
+        return handled, asked
+
+    def decide_all(self) -> EntitlementsReport:
+        """Decide everybody's entitlements anew."""
+        return decide_all(self.connection, self.clock, on_changed=self.dispatcher.on_changed)
+
+    def rebuild(self, *, apply: bool = False, progress: Callable[[int], None] = lambda events: None) -> RebuildReport:
+        """Make the projections anew and compare; with `apply` put right what differs."""
+        on_changed = self.dispatcher.on_changed
+        return rebuild(self.connection, self.clock, apply=apply, progress=progress, on_changed=on_changed)
 
 
 @contextmanager
@@ -107,14 +123,20 @@ def open_webhook_flow(settings: Settings, database_url: str) -> Iterator[Webhook
 def make_dispatcher(
     connection: Connection[Any], client: StripeClient, settings: Settings, clock: Callable[[], datetime]
 ) -> Dispatcher:
-    """A dispatcher that also takes Stripe's error reports."""
+    """A dispatcher that also takes Stripe's error reports, and drops cached features where they changed."""
     return Dispatcher(
         connection,
         clock,
         sla=timedelta(seconds=settings.billing_dispatch_sla_seconds),
         attempts_max=settings.billing_dispatch_attempts_max,
         thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
+        on_changed=make_cache_dropper(settings),
     )
+
+
+def make_cache_dropper(settings: Settings) -> OnChanged:
+    """Drops changed organizations' features from the cache of REDIS_URL; for the dispatcher and for refetches."""
+    return make_feature_cache(settings.redis_url.get_secret_value() if settings.redis_url else None).drop
 
 
 def make_reader(client: StripeClient, settings: Settings) -> ReadObject:

@@ -19,6 +19,7 @@ from billing_pipeline.orchestration.webhook_checks import SERVICE_LEVELS, SWEEP_
 from billing_pipeline.webhooks.claims import put_back, unfinished
 from billing_pipeline.webhooks.dispatch import DispatchReport
 from billing_pipeline.webhooks.health import inbox_counts
+from billing_pipeline.webhooks.retention import purge_bodies
 
 REPLAY_RUNTIME = timedelta(minutes=15)
 
@@ -125,6 +126,24 @@ def sweep_stripe_events() -> None:
     find_missed_events()
 
 
+@dg.op(out=dg.Out(dg.Nothing), retry_policy=RETRIES)
+def take_old_bodies(context: dg.OpExecutionContext, billing: BillingResource) -> None:
+    """Takes body and payload of handled events whose retention is over; the events stay."""
+    with billing.webhook_flow() as flow:
+        before = flow.clock() - timedelta(days=flow.settings.billing_event_bodies_kept_days)
+        purged = purge_bodies(flow.connection, received_before=before)
+    context.add_output_metadata({"events_purged": purged, "received_before": dg.MetadataValue.timestamp(before)})
+
+
+@dg.job(
+    description="Take the bodies of handled webhook events that are older than BILLING_EVENT_BODIES_KEPT_DAYS.",
+    tags={"dagster/max_runtime": "2700"},
+)
+def purge_event_bodies() -> None:
+    """Bodies only."""
+    take_old_bodies()
+
+
 dispatch_stripe_events = dg.define_asset_job(
     "dispatch_stripe_events",
     selection=(
@@ -177,5 +196,22 @@ def daily_rebuild(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
 
 
-WEBHOOK_JOBS: list[Any] = [replay_stripe_events, dispatch_stripe_events, sweep_stripe_events, rebuild_projections]
-WEBHOOK_SCHEDULES = [hourly_dispatch, hourly_event_sweep, daily_rebuild]
+@dg.schedule(
+    job=purge_event_bodies,
+    cron_schedule="58 4 * * *",
+    execution_timezone="UTC",
+    description="Every day after the rebuild, which needs the bodies.",
+)
+def daily_purge(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    """Off until somebody turns it on in the UI."""
+    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
+
+
+WEBHOOK_JOBS: list[Any] = [
+    replay_stripe_events,
+    dispatch_stripe_events,
+    sweep_stripe_events,
+    rebuild_projections,
+    purge_event_bodies,
+]
+WEBHOOK_SCHEDULES = [hourly_dispatch, hourly_event_sweep, daily_rebuild, daily_purge]

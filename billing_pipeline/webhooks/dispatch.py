@@ -24,6 +24,7 @@ from billing_pipeline.domain.projections.projected import ObjectKind, Projected
 from billing_pipeline.errors import BillingError, EventUnreadable, Unavailable
 from billing_pipeline.webhooks.apply import Seen, apply
 from billing_pipeline.webhooks.claims import Claim, ClaimedEvent, Failure, claim_due, fail, finish, forget, hold
+from billing_pipeline.webhooks.feature_cache import OnChanged, tell
 from billing_pipeline.webhooks.handlers import Question, understood
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Dispatcher:
     sla: timedelta = timedelta(minutes=5)
     attempts_max: int = ATTEMPTS_MAX
     thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
-    on_changed: Callable[[Sequence[str]], None] | None = None
+    on_changed: OnChanged | None = None
 
     def run_once(self, *, limit: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
         """Claim and handle at most `limit` events that are due, of all or `only` of these.
@@ -111,6 +112,10 @@ class Dispatcher:
             total += done
         return total
 
+    def handle(self, claims: Sequence[Claim]) -> DispatchReport:
+        """Handle events that the caller has claimed, such as a replay.  Raises `DatabaseUnavailable`."""
+        return self._handle(claims)
+
     def _handle(self, claims: Sequence[Claim]) -> DispatchReport:
         fetched = self._fetch_thin(claims)
         try:
@@ -121,7 +126,7 @@ class Dispatcher:
             why = Failure("database", f"PostgreSQL refused what the event says ({type(exc).__name__}).")
             batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A refused event")
         _log(batch)
-        self._tell(batch.organizations)
+        tell(self.on_changed, batch.organizations)
         return batch.report()
 
     def _fetch_thin(self, claims: Sequence[Claim]) -> dict[str, Write | Failure]:
@@ -173,13 +178,6 @@ class Dispatcher:
         failures = {event.stripe_event_id: why for event in events}
         parked = fail(self.connection, events, failures, attempts_max=self.attempts_max, now=self.clock())
         return _Batch(events, failures=failures, parked=parked)
-
-    def _tell(self, organizations: Sequence[str]) -> None:
-        if self.on_changed and organizations:
-            try:
-                self.on_changed(organizations)
-            except Exception as exc:
-                logger.warning("Cached features could not be dropped", extra={"error_type": type(exc).__name__})
 
 
 def _understood(event: ClaimedEvent, fetched: Mapping[str, Write | Failure]) -> Understood:

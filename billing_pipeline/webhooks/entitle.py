@@ -17,6 +17,7 @@ from psycopg import Connection
 from billing_pipeline.database import queries
 from billing_pipeline.database.projections import lock_objects
 from billing_pipeline.database.transactions import in_transaction
+from billing_pipeline.webhooks.feature_cache import OnChanged, tell
 
 BATCH = 1_000
 
@@ -40,12 +41,20 @@ def decide_for_customers(connection: Connection[Any], customers: Sequence[str], 
     return organizations
 
 
-def decide_all(connection: Connection[Any], clock: Callable[[], datetime], *, batch: int = BATCH) -> EntitlementsReport:
-    """Decide everybody's entitlements anew, so many customers in a transaction; each batch is committed."""
+def decide_all(
+    connection: Connection[Any],
+    clock: Callable[[], datetime],
+    *,
+    batch: int = BATCH,
+    on_changed: OnChanged | None = None,
+) -> EntitlementsReport:
+    """Decide everybody's entitlements anew, so many customers in a transaction; each batch is committed, then told."""
     looked_at, changed, after = 0, set[str](), ""
     while customers := customers_after(connection, after=after, limit=batch):
         work = partial(_decide_batch, connection, customers, clock())
-        changed |= in_transaction(connection, work, name="Deciding entitlements")
+        of_batch = in_transaction(connection, work, name="Deciding entitlements")
+        tell(on_changed, sorted(of_batch))
+        changed |= of_batch
         looked_at, after = looked_at + len(customers), customers[-1]
     return EntitlementsReport(looked_at, tuple(sorted(changed)))
 

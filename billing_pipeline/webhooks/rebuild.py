@@ -27,6 +27,7 @@ from billing_pipeline.errors import EventUnreadable, Refused
 from billing_pipeline.webhooks import entitle
 from billing_pipeline.webhooks.apply import Seen, rows_by_table
 from billing_pipeline.webhooks.dispatch import REFUSALS
+from billing_pipeline.webhooks.feature_cache import OnChanged, tell
 from billing_pipeline.webhooks.handlers import HANDLERS, TYPE_PATTERNS, understood
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,10 @@ def rebuild(
     *,
     apply: bool = False,
     progress: Callable[[int], None] = lambda events: None,
+    on_changed: OnChanged | None = None,
 ) -> RebuildReport:
-    """Rebuild and compare; with `apply`, make the live rows what was rebuilt.  `progress` is told events replayed.
+    """Rebuild and compare; with `apply`, make the live rows what was rebuilt.  `progress` is told events replayed,
+    `on_changed` whose entitlements changed.
 
     Raises `Refused` while another rebuild is under way, or where `apply` would drop what events say that this version
     cannot read; and `DatabaseUnavailable`.
@@ -116,6 +119,7 @@ def rebuild(
             report = in_transaction(
                 connection, partial(_put_right, connection, report, since, clock), name="Putting projections right"
             )
+            tell(on_changed, report.organizations)
     finally:
         if not connection.closed:
             shadow.done(connection)

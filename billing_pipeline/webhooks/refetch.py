@@ -22,7 +22,8 @@ from billing_pipeline.domain.dispatching import pause_after
 from billing_pipeline.domain.projections.projected import READ, ObjectKind
 from billing_pipeline.errors import BillingError
 from billing_pipeline.stripe_api.objects import Shown
-from billing_pipeline.webhooks.apply import Seen, apply
+from billing_pipeline.webhooks.apply import Applied, Seen, apply
+from billing_pipeline.webhooks.feature_cache import OnChanged, tell
 from billing_pipeline.webhooks.handlers import HANDLERS
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,17 @@ class RefetchReport:
 
 
 def refetch_due(
-    connection: Connection[Any], read: ReadObject, clock: Callable[[], datetime], *, limit: int = 100
+    connection: Connection[Any],
+    read: ReadObject,
+    clock: Callable[[], datetime],
+    *,
+    limit: int = 100,
+    on_changed: OnChanged | None = None,
 ) -> RefetchReport:
-    """Ask Stripe about what is due now, at most so many objects.  Raises `DatabaseUnavailable`."""
+    """Ask Stripe about what is due now, at most so many objects.  Raises `DatabaseUnavailable`.
+
+    `on_changed` is told as the dispatcher's is.
+    """
     settled = waiting = failed = 0
     for wanted in queries.fetch(connection, "due_refetches", Refetch, {"now": clock(), "limit": limit}):
         try:
@@ -80,7 +89,8 @@ def refetch_due(
             logger.warning("Stripe could not be asked about an object", extra=_about(wanted))
             continue
         store = partial(_store, connection, wanted, Answer(shown, seen), clock())
-        in_transaction(connection, store, name="Stripe's answer about an object")
+        applied = in_transaction(connection, store, name="Stripe's answer about an object")
+        tell(on_changed, applied.organizations)
         if shown.as_of > wanted.not_before:
             settled += 1
         else:
@@ -89,19 +99,19 @@ def refetch_due(
     return RefetchReport(settled, waiting, failed)
 
 
-def keep_answers(connection: Connection[Any], answers: Sequence[Answer], *, reason: str, now: datetime) -> None:
+def keep_answers(connection: Connection[Any], answers: Sequence[Answer], *, reason: str, now: datetime) -> Applied:
     """Store answers with their moments, and write what they show; inside the caller's transaction."""
     for one in answers:
         about = {"object_id": one.seen.projected.object_id, "object_kind": one.seen.projected.kind.value}
         moment = {"read_at": one.shown.as_of, "now": now, "reason": reason}
         queries.execute(connection, "store_snapshot", about | moment | {"payload": Jsonb(one.shown.payload)})
-    apply(connection, [one.seen for one in answers], [], now=now)
+    return apply(connection, [one.seen for one in answers], [], now=now)
 
 
-def _store(connection: Connection[Any], wanted: Refetch, answer: Answer, now: datetime) -> None:
+def _store(connection: Connection[Any], wanted: Refetch, answer: Answer, now: datetime) -> Applied:
     about = {"object_id": wanted.object_id, "object_kind": wanted.object_kind, "read_at": answer.shown.as_of}
     queries.execute(connection, "finish_refetch", about)
-    keep_answers(connection, [answer], reason=wanted.reason, now=now)
+    return keep_answers(connection, [answer], reason=wanted.reason, now=now)
 
 
 def _postpone(connection: Connection[Any], wanted: Refetch, due_at: datetime, error: Exception | None = None) -> None:

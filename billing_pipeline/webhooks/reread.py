@@ -22,6 +22,7 @@ from billing_pipeline.errors import EventUnreadable
 from billing_pipeline.stripe_api.objects import Shown
 from billing_pipeline.webhooks import entitle
 from billing_pipeline.webhooks.apply import Seen
+from billing_pipeline.webhooks.feature_cache import OnChanged, tell
 from billing_pipeline.webhooks.handlers import HANDLERS
 from billing_pipeline.webhooks.refetch import Answer, ReadObject, keep_answers
 
@@ -54,8 +55,10 @@ def reread(
     clock: Callable[[], datetime],
     *,
     progress: Callable[[str, int], None] = lambda kind, objects: None,
+    on_changed: OnChanged | None = None,
 ) -> RereadReport:
-    """Bring what is kept to what Stripe shows now.  `progress` is told the kind and how many were read of it.
+    """Bring what is kept to what Stripe shows now.  `progress` is told the kind and how many were read of it,
+    `on_changed` what the dispatcher's is told.
 
     Raises `StripeUnavailable`, `StripeRefused` and `DatabaseUnavailable`; the pages until then are kept.
     """
@@ -70,7 +73,8 @@ def reread(
             new = _new(connection, kind, answers)
             if new:
                 keep = partial(keep_answers, connection, new, reason=REASON, now=clock())
-                in_transaction(connection, keep, name="What Stripe shows of its objects")
+                applied = in_transaction(connection, keep, name="What Stripe shows of its objects")
+                tell(on_changed, applied.organizations)
             seen[kind.value] += len(page)
             changed[kind.value] += len(new)
             unreadable += broken

@@ -170,6 +170,7 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
         "replay_stripe_events",
         "sweep_stripe_events",
         "rebuild_projections",
+        "purge_event_bodies",
     }
     assert {
         schedule.name: (schedule.job_name, schedule.cron_schedule, schedule.default_status.value)
@@ -180,6 +181,7 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
         "hourly_dispatch": ("dispatch_stripe_events", "3 * * * *", "STOPPED"),
         "hourly_event_sweep": ("sweep_stripe_events", "43 * * * *", "STOPPED"),
         "daily_rebuild": ("rebuild_projections", "28 4 * * *", "STOPPED"),
+        "daily_purge": ("purge_event_bodies", "58 4 * * *", "STOPPED"),
     }
     assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == {
         "stripe_events_to_replay": "STOPPED"

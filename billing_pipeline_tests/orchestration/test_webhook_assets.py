@@ -352,3 +352,17 @@ def test_a_schedule_that_somebody_turned_on_is_on():
     with dg.instance_for_test() as instance, dg.DagsterInstance.ephemeral() as nothing_kept:
         assert not is_on(instance, "hourly_event_sweep")
         assert not is_on(nothing_kept, "hourly_event_sweep")
+
+
+def test_old_bodies_go_and_the_events_stay(connection, now):
+    for age in (91, 89):
+        handled = event("customer.created", {"id": f"cus_{age}", "object": "customer"})
+        store(connection, [handled], now=now - timedelta(days=age))
+    Dispatcher(connection, lambda: now).run_once()
+
+    assert run("purge_event_bodies").success
+    assert connection.execute("SELECT payload IS NULL FROM stripe_events ORDER BY received_at").fetchall() == [
+        (True,),
+        (False,),
+    ]
+    assert checks(run("rebuild_projections"))["projection_equals_rebuild"].passed

@@ -40,6 +40,7 @@ CREATE TABLE billing_pipeline.stripe_events (
     CONSTRAINT stripe_events_processed_at_check CHECK ((processing_outcome IN ('processed', 'ignored')) = (processed_at IS NOT NULL)),
     CONSTRAINT stripe_events_failed_whole_check CHECK (processing_outcome NOT IN ('failed', 'parked') OR num_nonnulls(failed_at, error_class, processing_error) = 3)
 );
+CREATE INDEX stripe_events_bodies_idx ON billing_pipeline.stripe_events (received_at) WHERE processed_at IS NOT NULL AND payload IS NOT NULL;
 CREATE INDEX stripe_events_failed_idx ON billing_pipeline.stripe_events (received_at) WHERE processing_outcome IN ('failed', 'parked');
 CREATE INDEX stripe_events_received_at_idx ON billing_pipeline.stripe_events (received_at);
 COMMENT ON COLUMN billing_pipeline.stripe_events.payload_style IS 'snapshot: with the object; thin: only what it is about';

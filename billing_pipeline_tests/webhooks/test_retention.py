@@ -1,0 +1,45 @@
+"""Old bodies go and their events stay; what is not handled, or not old, keeps its body."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from billing_pipeline.webhooks.dispatch import Dispatcher
+from billing_pipeline.webhooks.retention import OldBodies, old_bodies, purge_bodies
+from billing_pipeline_tests.webhooks.events import event, store, subscription
+
+pytestmark = pytest.mark.slow
+NOW = datetime(2026, 9, 22, tzinfo=UTC)
+
+
+@pytest.fixture
+def inbox(connection):
+    """Five old handled events, an old failed one, and a new one."""
+    old = [event("charge.succeeded", {"id": "ch", "object": "charge"}, id=f"evt_old_{n}") for n in range(5)]
+    failed = event("customer.subscription.updated", subscription(status=7), id="evt_failed")
+    store(connection, [*old, failed], now=NOW - timedelta(days=91))
+    store(connection, [event("charge.failed", {"id": "ch", "object": "charge"}, id="evt_new")], now=NOW)
+    connection.execute("UPDATE stripe_events SET raw_body = 'raw', body_digest = sha256('raw')")
+    Dispatcher(connection, lambda: NOW).drain(events_max=100)
+    return connection
+
+
+def test_bodies_of_old_handled_events_go_in_batches_and_the_rest_stays(inbox):
+    before = NOW - timedelta(days=90)
+    assert old_bodies(inbox, received_before=before) == OldBodies(5, 15)
+    progress = []
+
+    assert purge_bodies(inbox, received_before=before, on_progress=progress.append, batch=2) == 5
+
+    assert progress == [2, 4, 5]
+    kept = inbox.execute(
+        "SELECT stripe_event_id, event_type, processing_outcome, body_digest IS NOT NULL, raw_body, payload IS NULL"
+        " FROM stripe_events ORDER BY 1"
+    ).fetchall()
+    assert kept == [
+        ("evt_failed", "customer.subscription.updated", "failed", True, b"raw", False),
+        ("evt_new", "charge.failed", "ignored", True, b"raw", False),
+        *((f"evt_old_{n}", "charge.succeeded", "ignored", True, None, True) for n in range(5)),
+    ]
+    assert purge_bodies(inbox, received_before=before) == 0
+    assert old_bodies(inbox, received_before=before) == OldBodies(0, 0)
