@@ -10,12 +10,17 @@ from billing_pipeline.orchestration.checks import USAGE_CHECKS
 from billing_pipeline.orchestration.jobs import JOBS, SCHEDULES
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS
+from billing_pipeline.orchestration.webhook_assets import WEBHOOK_ASSETS
+from billing_pipeline.orchestration.webhook_checks import WEBHOOK_CHECKS
+from billing_pipeline.orchestration.webhook_jobs import WEBHOOK_JOBS, WEBHOOK_SCHEDULES
+from billing_pipeline.orchestration.webhook_sensors import WEBHOOK_SENSORS
 
 defs = dg.Definitions(
-    assets=USAGE_ASSETS,
-    asset_checks=USAGE_CHECKS,
-    jobs=JOBS,
-    schedules=SCHEDULES,
+    assets=[*USAGE_ASSETS, *WEBHOOK_ASSETS],
+    asset_checks=[*USAGE_CHECKS, *WEBHOOK_CHECKS],
+    jobs=[*JOBS, *WEBHOOK_JOBS],
+    schedules=[*SCHEDULES, *WEBHOOK_SCHEDULES],
+    sensors=WEBHOOK_SENSORS,
     resources={"billing": BillingResource()},
     # Steps of one flush follow each other; a process per step would cost two seconds each and save nothing.
     executor=dg.in_process_executor,

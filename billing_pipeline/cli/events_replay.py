@@ -132,7 +132,7 @@ def _is_wanted(chosen: Sequence[ChosenEvent], url: str | None) -> bool:
 
 
 def _dispatcher(inbox: Inbox) -> Dispatcher:
-    from billing_pipeline.orchestration.webhook_flow import make_dispatcher
+    from billing_pipeline.orchestration.webhook_parts import make_dispatcher
     from billing_pipeline.stripe_api.client import make_client
 
     return make_dispatcher(inbox.connection, make_client(inbox.settings), inbox.settings, inbox.clock)

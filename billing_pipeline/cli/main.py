@@ -18,6 +18,7 @@ from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
 from billing_pipeline.cli.plan import plan_command
 from billing_pipeline.cli.preflight import preflight_command
+from billing_pipeline.cli.projections import rebuild_projections_command, sweep_events_command
 from billing_pipeline.cli.rebill import rebill_command
 from billing_pipeline.cli.serve import serve_command
 from billing_pipeline.cli.smoke import smoke_command
@@ -47,6 +48,8 @@ app.add_typer(config.app, name="config")
 app.add_typer(holds.app, name="holds")
 app.add_typer(events.app, name="events")
 app.command("serve")(serve_command)
+app.command("sweep-events")(sweep_events_command)
+app.command("rebuild-projections")(rebuild_projections_command)
 app.add_typer(local.app)
 
 

@@ -90,7 +90,7 @@ def _checkout(settings: Settings) -> OpenCheckout | None:
 
 
 def _background(settings: Settings, database_url: str) -> Background:
-    from billing_pipeline.orchestration.webhook_flow import make_steps
+    from billing_pipeline.orchestration.webhook_parts import make_steps
     from billing_pipeline.stripe_api.client import make_client
     from billing_pipeline.webhooks.worker import working
 

@@ -55,6 +55,13 @@ def keep_greatest(connection: Connection[Any], table: str, rows: Sequence[Row]) 
     return {key for (key,) in connection.execute(_keep(table), {"rows": Jsonb(rows)})}
 
 
+def digests(connection: Connection[Any], table: str, object_ids: Sequence[str]) -> dict[str, str]:
+    """The digest of each of these objects as it is kept."""
+    statement = SQL("SELECT {key}, version_digest FROM {table} WHERE {key} = ANY (%s)")
+    named = statement.format(key=Identifier(_key(table)), table=Identifier(table))
+    return dict(connection.execute(named, [list(object_ids)]).fetchall())
+
+
 @cache
 def _columns(table: str) -> tuple[str, ...]:
     return next(tuple(column.name for column in known.columns) for known in PROJECTIONS if known.name == table)

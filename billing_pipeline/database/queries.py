@@ -91,10 +91,11 @@ def stream(
     params: Mapping[str, Any] | None = None,
     *,
     parts: Mapping[str, Composable] | None = None,
+    at_once: int = STREAMED_AT_ONCE,
 ) -> Iterator[Row]:
-    """The same row by row, for a result of any size; only inside a transaction."""
+    """The same row by row, `at_once` of them in memory, for a result of any size; only inside a transaction."""
     with connection.cursor(name=name, row_factory=class_row(row)) as cursor:
-        cursor.itersize = STREAMED_AT_ONCE
+        cursor.itersize = at_once
         yield from cursor.execute(_compose(name, parts), params)
 
 

@@ -1,4 +1,4 @@
-"""The hour that a person means: an instant with its offset, or a UTC clock hour as people in finance type it.
+"""The hour or the instant that a person means; an hour may be a UTC clock hour, as people in finance type it.
 
 Asked by the command and by the Dagster job that explain an hour; both print the hour that was taken.
 """
@@ -33,3 +33,14 @@ def hour_given(text: str, *, now: datetime) -> datetime:
     if hour_at > now:
         raise UserError(f"{hour_at:%Y-%m-%d %H:%M} UTC lies in the future; it is {now:%Y-%m-%d %H:%M} UTC now.")
     return hour_at
+
+
+def instant_given(name: str, text: str) -> datetime:
+    """The instant that a person gave as `name`.  Raises `UserError` for what is no time or has no offset."""
+    try:
+        found = datetime.fromisoformat(text.strip())
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise UserError(f"{name} {text} is not a time with an offset; write it like 2026-11-20T00:00:00Z.")
+    return found.astimezone(UTC)

@@ -21,6 +21,8 @@ from billing_pipeline.reconciliation.invariants import Violation
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
 from billing_pipeline.usage.hold import HeldUnits, HeldWindow
 from billing_pipeline.usage.money import FailingEntry, MoneyAtRisk
+from billing_pipeline.webhooks.health import Stuck, Unhandled
+from billing_pipeline.webhooks.rebuild import RebuildReport
 
 ROWS_MAX = 100
 """A metadata table is stored in Dagster's event log and loaded whole by the UI."""
@@ -208,6 +210,74 @@ def failing_table(found: list[FailingEntry]) -> dg.MetadataValue[Any]:
         for entry in found
     ]
     return dg.MetadataValue.table(rows) if rows else dg.MetadataValue.text("none")
+
+
+def states_table(states: Iterable[dict[str, Any]]) -> dg.TableMetadataValue:
+    """How many rows are in each state."""
+    records = [dg.TableRecord({"state": row["status"], "rows": row["rows"]}) for row in states]
+    return _table(records[:ROWS_MAX], state="string", rows="int")
+
+
+def unhandled_table(found: Iterable[Unhandled]) -> dg.TableMetadataValue:
+    """Failed and parked events by what went wrong."""
+    records = [
+        dg.TableRecord(
+            {
+                "outcome": one.processing_outcome,
+                "error": one.error_class,
+                "events": one.events,
+                "oldest": f"{one.oldest_at:%Y-%m-%d %H:%M}",
+                "samples": _shortened(", ".join(one.samples)),
+            }
+        )
+        for one in found
+    ]
+    return _table(records, outcome="string", error="string", events="int", oldest="string", samples="string")
+
+
+def stuck_table(found: Iterable[Stuck]) -> dg.TableMetadataValue:
+    """Events whose work was not ended in time."""
+    records = [
+        dg.TableRecord(
+            {
+                "event": one.stripe_event_id,
+                "type": one.event_type,
+                "attempts": one.attempts,
+                "since": f"{one.since_at:%Y-%m-%d %H:%M}",
+                "how": "taken, not ended"
+                if one.is_claimed
+                else "never taken"
+                if not one.attempts
+                else "not taken again",
+            }
+        )
+        for one in found
+    ]
+    return _table(records, event="string", type="string", attempts="int", since="string", how="string")
+
+
+def rebuilt_table(report: RebuildReport) -> dg.TableMetadataValue:
+    """Each table's rows, and how many of them differ."""
+    records = [
+        dg.TableRecord({"table": one.table_name, "rows": one.rows, "differ": one.differ}) for one in report.tables
+    ]
+    return _table(records, table="string", rows="int", differ="int")
+
+
+def difference_table(report: RebuildReport) -> dg.TableMetadataValue:
+    """The first rows that differ, and where."""
+    records = [
+        dg.TableRecord(
+            {
+                "table": one.table_name,
+                "row": _shortened(one.object_id),
+                "how": one.kind,
+                "columns": _shortened(", ".join(one.columns)),
+            }
+        )
+        for one in report.differences[:ROWS_MAX]
+    ]
+    return _table(records, table="string", row="string", how="string", columns="string")
 
 
 def _number(value: int | Decimal | timedelta | None) -> dg.MetadataValue[Any]:

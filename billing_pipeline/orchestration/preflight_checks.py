@@ -12,7 +12,8 @@ import dagster as dg
 
 from billing_pipeline.domain.probes import PROBES, Finding, Probe, Result
 from billing_pipeline.errors import Unavailable
-from billing_pipeline.orchestration.dagster_probes import LOCATION, SCHEDULE, Daemon, DagsterState, dagster_asks
+from billing_pipeline.orchestration.dagster_probes import SCHEDULE, Daemon, DagsterState, dagster_asks
+from billing_pipeline.orchestration.switches import is_on
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.preflight.ask import ASKS, ask
@@ -47,7 +48,6 @@ def state_of_instance(site: Site, instance: dg.DagsterInstance) -> DagsterState:
     if instance.is_ephemeral:
         raise Unavailable("this run has a Dagster of its own, without DAGSTER_HOME")
     heartbeats = instance.get_daemon_statuses()
-    switches = instance.all_instigator_state()
     return DagsterState(
         where=f"Dagster {dg.__version__}, which runs this check",
         location_fault=None,
@@ -60,12 +60,7 @@ def state_of_instance(site: Site, instance: dg.DagsterInstance) -> DagsterState:
             )
             for status in heartbeats.values()
         ),
-        schedule_is_on=any(
-            switch.instigator_name == SCHEDULE
-            and switch.origin.repository_origin.code_location_origin.location_name == LOCATION
-            and switch.is_running
-            for switch in switches
-        ),
+        schedule_is_on=is_on(instance, SCHEDULE),
     )
 
 

@@ -1,4 +1,4 @@
-"""What assets get handed: the usage flow, opened for the length of one step.
+"""What assets get handed: the usage flow or the webhooks', opened for the length of one step.
 
 The resource has no configuration of its own, so no secret can reach a run's config, which the UI shows to everyone.
 The run is the holder of the flush lease; Dagster ends the resource with the run, and the lease with it.
@@ -13,6 +13,7 @@ import dagster as dg
 
 from billing_pipeline.database.location import resolve_database_url
 from billing_pipeline.errors import BillingError, Unavailable, told
+from billing_pipeline.orchestration.webhook_flow import WebhookFlow, open_webhook_flow
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.flow import UsageFlow, open_flow
 from billing_pipeline.usage.lease import LeaseHeld, current_holder, release
@@ -37,21 +38,20 @@ class BillingResource(dg.ConfigurableResource[Any]):
     @contextmanager
     def usage_flow(self, run_id: str = "", instance: dg.DagsterInstance | None = None) -> Iterator[UsageFlow]:
         """The flow over a connection of its own; our errors become Dagster failures that say what to do."""
-        try:
+        with _failures():
             settings = load_settings()
             with open_flow(settings, resolve_database_url(settings), holder=_holder(run_id)) as flow:
                 if instance is not None:
                     _free_lease_of_finished_run(flow, instance)
                 yield flow
-        except LeaseHeld:
-            raise
-        except BillingError as exc:
-            # A refusal does not become a success by trying again; only an absent service may come back.
-            raise dg.Failure(
-                description=told(exc),
-                metadata={"error": type(exc).__name__},
-                allow_retries=isinstance(exc, Unavailable),
-            ) from exc
+
+    @contextmanager
+    def webhook_flow(self) -> Iterator[WebhookFlow]:
+        """The webhooks' flow, likewise; it needs no lease, because any number of workers may dispatch."""
+        with _failures():
+            settings = load_settings()
+            with open_webhook_flow(settings, resolve_database_url(settings)) as flow:
+                yield flow
 
     def _give_lease_back(self, run_id: str) -> None:
         try:
@@ -61,6 +61,19 @@ class BillingResource(dg.ConfigurableResource[Any]):
         except BillingError as exc:
             # The lease ends by itself; a flush until then is skipped, and nothing is lost.
             logger.warning("the flush lease could not be given back: %s", exc)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except LeaseHeld:
+        raise
+    except BillingError as exc:
+        # A refusal does not become a success by trying again; only an absent service may come back.
+        raise dg.Failure(
+            description=told(exc), metadata={"error": type(exc).__name__}, allow_retries=isinstance(exc, Unavailable)
+        ) from exc
 
 
 def _holder(run_id: str) -> str:

@@ -1,90 +1,115 @@
-"""Joins the webhooks' flow with the usage's, which do not know each other: who dispatches gets both from here.
-
-Stripe's error reports about meter events arrive as webhooks and reject entries of the ledger.
-"""
+"""The webhooks' flow over one connection, for Dagster and the command: everything it does beside taking deliveries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from psycopg import Connection
 
+from billing_pipeline.database.clock import DatabaseClock
+from billing_pipeline.database.connection import connect
+from billing_pipeline.database.primary import require_primary
+from billing_pipeline.database.schema_version import require_current_schema
+from billing_pipeline.orchestration.webhook_parts import make_dispatcher, make_reader
 from billing_pipeline.settings import Settings
-from billing_pipeline.stripe_api.client import StripeClient
-from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_report
-from billing_pipeline.stripe_api.objects import read_object
-from billing_pipeline.usage.error_reports import write_error_report
-from billing_pipeline.webhooks.dispatch import Dispatcher, ThinHandler, Write
-from billing_pipeline.webhooks.feature_cache import OnChanged, make_feature_cache
-from billing_pipeline.webhooks.refetch import ReadObject, refetch_due
-from billing_pipeline.webhooks.worker import Step
+from billing_pipeline.stripe_api.client import StripeClient, make_client
+from billing_pipeline.stripe_api.error_reports import REPORT_TYPES
+from billing_pipeline.stripe_api.events import KEPT, event_pages, stripe_now, thin_event_pages
+from billing_pipeline.stripe_api.listings import all_objects
+from billing_pipeline.webhooks.dispatch import Dispatcher, DispatchReport
+from billing_pipeline.webhooks.entitle import EntitlementsReport, decide_all
+from billing_pipeline.webhooks.rebuild import RebuildReport, rebuild
+from billing_pipeline.webhooks.refetch import RefetchReport, refetch_due
+from billing_pipeline.webhooks.reread import RereadReport, reread
+from billing_pipeline.webhooks.sweep import SweepReport, sweep
 
-REFETCHED_AT_ONCE = 20
+EVENTS_MAX = 20_000
+REFETCHES_MAX = 500
+"""At once; more waits for the next time."""
+RECENT_INVOICES = timedelta(days=90)
+"""Finished ones that are older than that no longer change."""
 
 
-def make_dispatcher(
-    connection: Connection[Any],
-    client: StripeClient,
-    settings: Settings,
-    clock: Callable[[], datetime],
-    *,
-    on_changed: OnChanged | None = None,
-    on_handled: Callable[[str, str], None] | None = None,
-) -> Dispatcher:
-    """A dispatcher that also takes Stripe's error reports, and drops cached features where they changed.
+@dataclass(frozen=True, slots=True)
+class WebhookFlow:
+    """The webhooks' flow over one connection; the database's clock tells the time."""
 
-    `on_changed` is what drops them, for those who make many dispatchers.
+    connection: Connection[Any]
+    settings: Settings
+    stripe: StripeClient
+    clock: Callable[[], datetime]
+
+    @property
+    def sla(self) -> timedelta:
+        """How long a claimed event may take."""
+        return timedelta(seconds=self.settings.billing_dispatch_sla_seconds)
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """One that also takes Stripe's error reports, and tells the cache of features."""
+        return make_dispatcher(self.connection, self.stripe, self.settings, self.clock)
+
+    def sweep(
+        self, since: datetime | None = None, progress: Callable[[SweepReport], None] = lambda report: None
+    ) -> SweepReport:
+        """Find what Stripe lists and never delivered."""
+        return sweep(
+            self.connection,
+            [
+                partial(event_pages, self.stripe, self.settings),
+                partial(thin_event_pages, self.stripe, self.settings, REPORT_TYPES),
+            ],
+            stripe_now=stripe_now(self.stripe, self.settings),
+            kept=KEPT,
+            stuck_after=self.sla,
+            clock=self.clock,
+            since=since,
+            progress=progress,
+        )
+
+    def reread(self, progress: Callable[[str, int], None] = lambda kind, objects: None) -> RereadReport:
+        """Bring what is kept to what Stripe shows now, whatever its events told."""
+        recent = stripe_now(self.stripe, self.settings) - RECENT_INVOICES
+        return reread(
+            self.connection,
+            partial(all_objects, self.stripe, self.settings, recent_since=recent),
+            make_reader(self.stripe, self.settings),
+            self.clock,
+            progress=progress,
+            on_changed=self.dispatcher.on_changed,
+        )
+
+    def dispatch(self) -> tuple[DispatchReport, RefetchReport]:
+        """Handle what is due, then ask Stripe what events could not decide."""
+        handled = self.dispatcher.drain(events_max=EVENTS_MAX)
+        reader = make_reader(self.stripe, self.settings)
+        asked = refetch_due(
+            self.connection, reader, self.clock, limit=REFETCHES_MAX, on_changed=self.dispatcher.on_changed
+        )
+        return handled, asked
+
+    def decide_all(self) -> EntitlementsReport:
+        """Decide everybody's entitlements anew."""
+        return decide_all(self.connection, self.clock, on_changed=self.dispatcher.on_changed)
+
+    def rebuild(self, *, apply: bool = False, progress: Callable[[int], None] = lambda events: None) -> RebuildReport:
+        """Make the projections anew and compare; with `apply` put right what differs."""
+        on_changed = self.dispatcher.on_changed
+        return rebuild(self.connection, self.clock, apply=apply, progress=progress, on_changed=on_changed)
+
+
+@contextmanager
+def open_webhook_flow(settings: Settings, database_url: str) -> Iterator[WebhookFlow]:
+    """A flow over a connection of its own.
+
+    Raises `UserError` for a database with another version's schema, and `DatabaseUnavailable`.
     """
-    return Dispatcher(
-        connection,
-        clock,
-        sla=timedelta(seconds=settings.billing_dispatch_sla_seconds),
-        attempts_max=settings.billing_dispatch_attempts_max,
-        thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
-        on_changed=on_changed or make_cache_dropper(settings),
-        on_handled=on_handled,
-    )
-
-
-def make_steps(
-    client: StripeClient,
-    settings: Settings,
-    clock: Callable[[], datetime],
-    on_handled: Callable[[str, str], None] | None = None,
-) -> dict[str, Step]:
-    """What `serve` does beside taking webhooks, by name; `on_handled` is told each event's type and outcome."""
-    read, drop = make_reader(client, settings), make_cache_dropper(settings)
-
-    def dispatch(connection: Connection[Any]) -> int:
-        dispatcher = make_dispatcher(connection, client, settings, clock, on_changed=drop, on_handled=on_handled)
-        return dispatcher.run_once().handled
-
-    def refetch(connection: Connection[Any]) -> int:
-        return refetch_due(connection, read, clock, limit=REFETCHED_AT_ONCE, on_changed=drop).settled
-
-    return {"The dispatcher": dispatch, "The refetch": refetch}
-
-
-def make_cache_dropper(settings: Settings) -> OnChanged:
-    """Drops changed organizations' features from the cache of REDIS_URL; for the dispatcher and for refetches."""
-    return make_feature_cache(settings.redis_url.get_secret_value() if settings.redis_url else None).drop
-
-
-def make_reader(client: StripeClient, settings: Settings) -> ReadObject:
-    """Shows an object as Stripe has it now."""
-    return partial(read_object, client, settings)
-
-
-def _error_report_handler(client: StripeClient, settings: Settings) -> ThinHandler:
-    def fetch(stripe_event_id: str) -> Write:
-        report = read_error_report(client, settings, stripe_event_id)
-
-        def write(connection: Connection[Any], now: datetime) -> None:
-            write_error_report(connection, report, now=now)
-
-        return write
-
-    return fetch
+    with connect(database_url) as connection:
+        require_primary(connection, database_url)
+        require_current_schema(connection)
+        yield WebhookFlow(connection, settings, make_client(settings), DatabaseClock(connection))

@@ -5,21 +5,22 @@ Used where events cannot decide.  A list inside the object is read to its end, b
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import stripe
 
 from billing_pipeline.domain.projections.projected import ObjectKind
 from billing_pipeline.errors import StripeUnavailable
 from billing_pipeline.settings import Settings
+from billing_pipeline.stripe_api.bodies import PAGE_SIZE, body_of, headers_of, pages
 from billing_pipeline.stripe_api.client import translated_errors
 
-PAGE_SIZE = 100  # Stripe's maximum
 GONE = 404
 
 
@@ -44,9 +45,14 @@ def read_object(client: stripe.StripeClient, settings: Settings, kind: ObjectKin
             if exc.http_status != GONE:
                 raise
             # Customers and subscriptions stay readable; only a draft that was deleted is really gone.
-            return Shown({"id": object_id, "object": kind.value, "deleted": True}, _as_of(exc.headers, started))
-        headers = found.last_response.headers if found.last_response else {}
-        return Shown(_whole(client, kind, object_id, found), _as_of(headers, started))
+            return Shown(_gone(kind, object_id), as_of(exc.headers, started))
+        return Shown(_whole(client, kind, object_id, found), as_of(headers_of(found), started))
+
+
+def _gone(kind: ObjectKind, object_id: str) -> dict[str, Any]:
+    if kind is ObjectKind.FEATURE_SUMMARY:
+        return {"object": kind.value, "customer": object_id, "entitlements": {"data": [], "has_more": False}}
+    return {"id": object_id, "object": kind.value, "deleted": True}
 
 
 def _retrieve(client: stripe.StripeClient, kind: ObjectKind, object_id: str) -> stripe.StripeObject:
@@ -64,31 +70,33 @@ def _retrieve(client: stripe.StripeClient, kind: ObjectKind, object_id: str) -> 
 
 
 def _whole(client: stripe.StripeClient, kind: ObjectKind, object_id: str, found: stripe.StripeObject) -> dict[str, Any]:
-    shown = _plain(found)
+    shown = body_of(found)
     if kind is ObjectKind.FEATURE_SUMMARY:
-        listed = cast("stripe.ListObject[stripe.entitlements.ActiveEntitlement]", found)
-        members = [_plain(member) for member in listed.auto_paging_iter()]
+        members = _members(client.v1.entitlements.active_entitlements.list, {"customer": object_id}, shown)
         return {"object": kind.value, "customer": object_id, "entitlements": {"data": members, "has_more": False}}
     if kind is ObjectKind.INVOICE and shown["lines"]["has_more"]:
-        lines = client.v1.invoices.line_items.list(object_id, {"limit": PAGE_SIZE}).auto_paging_iter()
-        shown["lines"] = {"data": [_plain(line) for line in lines], "has_more": False}
+        members = _members(partial(client.v1.invoices.line_items.list, object_id), {})
+        shown["lines"] = {"data": members, "has_more": False}
     if kind is ObjectKind.SUBSCRIPTION and shown["items"]["has_more"]:
-        items = client.v1.subscription_items.list({"subscription": object_id, "limit": PAGE_SIZE}).auto_paging_iter()
-        shown["items"] = {"data": [_plain(item) for item in items], "has_more": False}
+        members = _members(client.v1.subscription_items.list, {"subscription": object_id})
+        shown["items"] = {"data": members, "has_more": False}
     return shown
 
 
-def _plain(found: stripe.StripeObject) -> dict[str, Any]:
-    # The SDK makes decimals of Stripe's decimal texts; in an event they are texts.
-    plain: dict[str, Any] = json.loads(json.dumps(found.to_dict(), default=lambda number: format(number, "f")))
-    return plain
+def _members(fetch: Callable[[Any], Any], filters: dict[str, Any], first: dict[str, Any] | None = None) -> list[Any]:
+    """Every member of a list; where its first page is known and is all, nothing more is asked."""
+    if first is not None and not first.get("has_more"):
+        return list(first.get("data") or [])
+    return [member for page in pages(fetch, filters) for member in page.bodies]
 
 
-def _as_of(headers: Any, started: int) -> datetime:
-    # Stripe's clock when the request left, at the latest: the state that was read cannot be older.
+def as_of(headers: Any, started: int) -> datetime:
+    """Stripe's clock when the request left, at the latest: the state that was read cannot be older.
+
+    `started` is `time.monotonic_ns()` before the request.  Raises `StripeUnavailable` for an answer without its time.
+    """
     date = next((value for name, value in (headers or {}).items() if name.lower() == "date"), None)
     if not date:
         raise StripeUnavailable("Stripe's answer has no Date, so it cannot be put in order. Try again later.")
     answered = parsedate_to_datetime(date).astimezone(UTC)
-    underway = timedelta(microseconds=(time.monotonic_ns() - started) // 1_000)
-    return (answered - underway).replace(microsecond=0)
+    return (answered - timedelta(microseconds=(time.monotonic_ns() - started) // 1_000)).replace(microsecond=0)

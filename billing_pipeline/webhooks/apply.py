@@ -6,7 +6,6 @@ What events alone cannot decide (ties, lists cut short) becomes a question to St
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,8 +14,9 @@ from typing import Any
 from psycopg import Connection
 
 from billing_pipeline.database import queries
-from billing_pipeline.database.projections import keep_greatest, lock_objects, ties
+from billing_pipeline.database.projections import Row, keep_greatest, lock_objects, ties
 from billing_pipeline.domain.projections.projected import ObjectKind, Projected
+from billing_pipeline.webhooks import entitle
 from billing_pipeline.webhooks.handlers import HANDLERS, Question
 
 
@@ -42,42 +42,40 @@ def apply(
     connection: Connection[Any], seen: Sequence[Seen], questions: Iterable[tuple[Question, datetime]], *, now: datetime
 ) -> Applied:
     """Keep the greatest version of each object, decide entitlements anew, and note what to ask Stripe."""
-    lock_objects(connection, (one.projected.object_id for one in seen))
-    by_kind: dict[ObjectKind, list[Seen]] = defaultdict(list)
-    for one in seen:
-        by_kind[one.projected.kind].append(one)
+    object_ids = [one.projected.object_id for one in seen]
+    lock_objects(connection, object_ids)
+    before = entitle.customers_of(connection, object_ids)
     asked = [(question, "thin", at) for question, at in questions]
-    changed = 0
-    for kind in ObjectKind:
-        if of_kind := by_kind[kind]:
-            changed += _keep(connection, kind, of_kind, asked)
+    changed = sum(_keep(connection, kind, of_kind, asked) for kind, of_kind in _by_kind(seen).items())
     _request(connection, asked, now)
     customers = sorted({one.projected.customer_id for one in seen if one.projected.customer_id})
-    organizations = decide_entitlements(connection, customers, now=now)
+    organizations = entitle.decide_for_customers(connection, sorted(before.union(customers)), now=now)
     nobody = queries.fetch_dicts(connection, "customers_of_nobody", {"customers": customers}) if customers else []
     return Applied(changed, organizations, frozenset(str(row["stripe_customer_id"]) for row in nobody))
 
 
-def decide_entitlements(connection: Connection[Any], customers: Sequence[str], *, now: datetime) -> tuple[str, ...]:
-    """Decide anew what the organizations of these customers may use; return those organizations."""
-    if not customers:
-        return ()
-    found = queries.fetch_dicts(connection, "refresh_customer_organizations", {"customers": list(customers)})
-    organizations = sorted(str(row["organization_id"]) for row in found)
-    if organizations:
-        # Two customers of one organization may be handled at once; the second decides with what the first wrote.
-        lock_objects(connection, (f"entitlements of {organization}" for organization in organizations))
-        params = {"organizations": organizations, "now": now}
-        queries.fetch_dicts(connection, "decide_saas", params)
-        queries.fetch_dicts(connection, "decide_features", params)
-    return tuple(organizations)
+def rows_by_table(seen: Iterable[Seen]) -> dict[str, list[Row]]:
+    """The rows, with their versions, of the table that each object is kept in."""
+    return {HANDLERS[kind].table: _rows(of_kind) for kind, of_kind in _by_kind(seen).items()}
+
+
+def _by_kind(seen: Iterable[Seen]) -> dict[ObjectKind, list[Seen]]:
+    # In one order for every writer, so that two of them cannot wait for each other.
+    found: dict[ObjectKind, list[Seen]] = {kind: [] for kind in ObjectKind}
+    for one in seen:
+        found[one.projected.kind].append(one)
+    return {kind: of_kind for kind, of_kind in found.items() if of_kind}
+
+
+def _rows(seen: Iterable[Seen]) -> list[Row]:
+    return [one.projected.row(at=one.at, source=one.source) for one in seen]
 
 
 def _keep(
     connection: Connection[Any], kind: ObjectKind, seen: Sequence[Seen], asked: list[tuple[Question, str, datetime]]
 ) -> int:
     table = HANDLERS[kind].table
-    rows = [one.projected.row(at=one.at, source=one.source) for one in seen]
+    rows = _rows(seen)
     asked += [(Question(kind, tie.object_id), "tie", tie.version_at) for tie in ties(connection, table, rows)]
     changed = keep_greatest(connection, table, rows)
     asked += [

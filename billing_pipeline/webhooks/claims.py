@@ -57,14 +57,34 @@ class Failure:
     error: str
 
 
-def claim_due(connection: Connection[Any], *, limit: int, sla: timedelta, now: datetime) -> list[Claim]:
-    """Claim at most `limit` events that are due or whose claim has lapsed; committed."""
-    params = {"now": now, "stuck_before": now - sla, "limit": limit}
+def claim_due(
+    connection: Connection[Any], *, limit: int, sla: timedelta, now: datetime, only: Sequence[str] | None = None
+) -> list[Claim]:
+    """Claim at most `limit` events that are due or whose claim has lapsed, of all or `only` of these; committed."""
+    params = {"now": now, "stuck_before": now - sla, "limit": limit, "only": None if only is None else list(only)}
     return in_transaction(
         connection,
         partial(queries.fetch, connection, "claim_dispatches", Claim, params),
         name="The claim of webhook events",
     )
+
+
+def unfinished(
+    connection: Connection[Any], outcome: str, *, only: Sequence[str] | None = None, limit: int
+) -> list[str]:
+    """Events that are failed or parked, of all or `only` of these, the oldest first."""
+    params = {"outcome": outcome, "only": None if only is None else list(only), "limit": limit}
+    return [str(row["stripe_event_id"]) for row in queries.fetch_dicts(connection, "unfinished_events", params)]
+
+
+def put_back(connection: Connection[Any], event_ids: Sequence[str], *, sla: timedelta) -> int:
+    """Make the work of unfinished events due now: failed, parked and stuck ones; committed.  Returns how many."""
+    params = {"stripe_event_id": list(event_ids), "stuck_age": sla}
+
+    def work() -> int:
+        return sum(queries.execute(connection, name, params) for name in ("put_back_dispatches", "dispatch_again"))
+
+    return in_transaction(connection, work, name="Putting webhook events back") if event_ids else 0
 
 
 def hold(connection: Connection[Any], claims: Sequence[Claim]) -> list[ClaimedEvent]:

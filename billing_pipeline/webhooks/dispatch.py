@@ -96,16 +96,19 @@ class Dispatcher:
     on_changed: OnChanged | None = None
     on_handled: Callable[[str, str], None] | None = None
 
-    def run_once(self, *, limit: int = BATCH) -> DispatchReport:
-        """Claim and handle at most `limit` events.  Raises `DatabaseUnavailable`; claims then lapse by themselves."""
-        claims = claim_due(self.connection, limit=limit, sla=self.sla, now=self.clock())
+    def run_once(self, *, limit: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
+        """Claim and handle at most `limit` events that are due, of all or `only` of these.
+
+        Raises `DatabaseUnavailable`; claims then lapse by themselves.
+        """
+        claims = claim_due(self.connection, limit=limit, sla=self.sla, now=self.clock(), only=only)
         return self._handle(claims) if claims else DispatchReport()
 
-    def drain(self, *, events_max: int, batch: int = BATCH) -> DispatchReport:
-        """Handle what is due now, at most so many events."""
+    def drain(self, *, events_max: int, batch: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
+        """Handle what is due now, at most so many events, of all or `only` of these."""
         total = DispatchReport()
         while total.handled < events_max:
-            done = self.run_once(limit=min(batch, events_max - total.handled))
+            done = self.run_once(limit=min(batch, events_max - total.handled), only=only)
             if not done.handled:
                 break
             total += done

@@ -58,6 +58,11 @@ HANDLERS = {
     )
 }
 
+TYPE_PATTERNS = tuple(
+    f"{name}%" if name.endswith(".") else name for handler in HANDLERS.values() for name in handler.types
+)
+"""The types of all of them, as SQL's LIKE has them."""
+
 NOT_YET_AN_INVOICE = "invoice.upcoming"
 """Shows an invoice that does not exist yet, under no id or one that passes."""
 

@@ -7,7 +7,7 @@ projections can be made anew from the inbox and these answers alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -50,6 +50,14 @@ class Refetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What Stripe showed of an object, and the same in our columns."""
+
+    shown: Shown
+    seen: Seen
+
+
+@dataclass(frozen=True, slots=True)
 class RefetchReport:
     """How many objects Stripe was asked about, and for how many it did not help yet."""
 
@@ -80,7 +88,7 @@ def refetch_due(
             _postpone(connection, wanted, clock() + pause_after(wanted.attempts + 1), error=exc)
             logger.warning("Stripe could not be asked about an object", extra=_about(wanted))
             continue
-        store = partial(_store, connection, wanted, shown, seen, clock())
+        store = partial(_store, connection, wanted, Answer(shown, seen), clock())
         applied = in_transaction(connection, store, name="Stripe's answer about an object")
         tell(on_changed, applied.organizations)
         if shown.as_of > wanted.not_before:
@@ -91,11 +99,19 @@ def refetch_due(
     return RefetchReport(settled, waiting, failed)
 
 
-def _store(connection: Connection[Any], wanted: Refetch, shown: Shown, seen: Seen, now: datetime) -> Applied:
-    about = {"object_id": wanted.object_id, "object_kind": wanted.object_kind, "read_at": shown.as_of, "now": now}
-    queries.execute(connection, "store_snapshot", {**about, "reason": wanted.reason, "payload": Jsonb(shown.payload)})
+def keep_answers(connection: Connection[Any], answers: Sequence[Answer], *, reason: str, now: datetime) -> Applied:
+    """Store answers with their moments, and write what they show; inside the caller's transaction."""
+    for one in answers:
+        about = {"object_id": one.seen.projected.object_id, "object_kind": one.seen.projected.kind.value}
+        moment = {"read_at": one.shown.as_of, "now": now, "reason": reason}
+        queries.execute(connection, "store_snapshot", about | moment | {"payload": Jsonb(one.shown.payload)})
+    return apply(connection, [one.seen for one in answers], [], now=now)
+
+
+def _store(connection: Connection[Any], wanted: Refetch, answer: Answer, now: datetime) -> Applied:
+    about = {"object_id": wanted.object_id, "object_kind": wanted.object_kind, "read_at": answer.shown.as_of}
     queries.execute(connection, "finish_refetch", about)
-    return apply(connection, [seen], [], now=now)
+    return keep_answers(connection, [answer], reason=wanted.reason, now=now)
 
 
 def _postpone(connection: Connection[Any], wanted: Refetch, due_at: datetime, error: Exception | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from billing_pipeline_tests.bench import explain, handling, imports, intake, submission, usage
+from billing_pipeline_tests.bench import explain, handling, imports, intake, rebuild, submission, usage
 from billing_pipeline_tests.bench.line import Line
 
 BENCHMARKS = (
@@ -15,6 +15,7 @@ BENCHMARKS = (
     | explain.BENCHMARKS
     | intake.BENCHMARKS
     | handling.BENCHMARKS
+    | rebuild.BENCHMARKS
 )
 
 

@@ -160,13 +160,31 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
     repository = defs.get_repository_def()
 
     jobs = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert jobs == {"usage_flush", "validate_contract", "preflight", "smoke_organization", "explain_usage"}
+    assert jobs == {
+        "usage_flush",
+        "validate_contract",
+        "preflight",
+        "smoke_organization",
+        "explain_usage",
+        "dispatch_stripe_events",
+        "replay_stripe_events",
+        "sweep_stripe_events",
+        "rebuild_projections",
+        "purge_event_bodies",
+    }
     assert {
         schedule.name: (schedule.job_name, schedule.cron_schedule, schedule.default_status.value)
         for schedule in repository.schedule_defs
     } == {
         "hourly_usage_flush": ("usage_flush", "13 * * * *", "STOPPED"),
         "daily_preflight": ("preflight", "43 5 * * *", "STOPPED"),
+        "hourly_dispatch": ("dispatch_stripe_events", "3 * * * *", "STOPPED"),
+        "hourly_event_sweep": ("sweep_stripe_events", "43 * * * *", "STOPPED"),
+        "daily_rebuild": ("rebuild_projections", "28 4 * * *", "STOPPED"),
+        "daily_purge": ("purge_event_bodies", "58 4 * * *", "STOPPED"),
+    }
+    assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == {
+        "stripe_events_to_replay": "STOPPED"
     }
     at = datetime(2026, 3, 10, 5, 43, tzinfo=UTC)
     tick = repository.get_schedule_def("daily_preflight").evaluate_tick(

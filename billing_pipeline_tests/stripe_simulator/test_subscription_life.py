@@ -254,3 +254,43 @@ def test_deleting_a_customer_ends_its_subscriptions(shop):
     shop.client.customers.delete(shop.account.customer)
 
     assert shop.told_since(before) == ["customer.subscription.deleted", "customer.deleted"]
+
+
+def test_an_older_invoice_that_is_paid_leaves_a_subscription_past_due(shop):
+    """The status follows the latest invoice only."""
+    subscription = shop.subscribe()
+    shop.client.customers.update(shop.account.customer, NEVER_PAYS)
+    for _ in range(2):
+        shop.client.subscriptions.update(subscription.id, {"billing_cycle_anchor": "now"})
+        shop.advance(hours=2)
+    latest, older, _first = shop.client.invoices.list().data
+    shop.client.customers.update(shop.account.customer, PAYS)
+
+    shop.client.invoices.pay(older.id)
+    assert shop.client.subscriptions.retrieve(subscription.id).status == "past_due"
+    shop.client.invoices.pay(latest.id)
+    assert shop.client.subscriptions.retrieve(subscription.id).status == "active"
+
+
+def test_the_moment_of_the_wish_to_cancel_stays_when_the_end_comes(shop):
+    subscription = shop.subscribe()
+    shop.advance(days=3)
+    wished_at = shop.account.now
+    shop.client.subscriptions.update(subscription.id, {"cancel_at_period_end": True})
+    shop.advance(days=31)
+
+    ended = shop.client.subscriptions.retrieve(subscription.id)
+    assert (ended.status, ended.canceled_at, ended.ended_at) == ("canceled", wished_at, period_of(subscription)[1])
+
+
+def test_a_trial_goes_on_whatever_is_changed_during_it(shop):
+    subscription = shop.subscribe(shop.seats, trial_period_days=10)
+    shop.advance(days=1)
+    yearly = shop.price(unit_amount=9000, recurring={"interval": "year"})
+    item = subscription["items"].data[0].id
+    changed = shop.client.subscriptions.update(
+        subscription.id, {"items": [{"id": item, "price": yearly}], "billing_cycle_anchor": "now"}
+    )
+
+    assert (changed.status, period_of(changed)) == ("trialing", period_of(subscription))
+    assert changed.latest_invoice == subscription.latest_invoice

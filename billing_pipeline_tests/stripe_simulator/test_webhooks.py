@@ -248,6 +248,9 @@ def test_each_trouble_happens_and_is_counted(trouble):
             assert set(ids.values()) == {1}
         case Trouble.DUPLICATED:
             assert sum(n == 2 for n in ids.values()) == count
+            # A copy is no delivery of its own: nothing is owed to anybody.
+            assert {e.pending_webhooks for e in shop.client.events.list({"limit": 100}).data} == {0}
+            assert shop.client.events.list({"delivery_success": False}).data == []
         case Trouble.DELAYED:
             order = [int(event["data"]["object"]["name"]) for event in intake.events]
             assert sorted(order) == list(range(60))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from billing_pipeline.orchestration.webhook_flow import make_cache_dropper, make_dispatcher
+from billing_pipeline.orchestration.webhook_parts import make_cache_dropper, make_dispatcher
 from billing_pipeline.settings import SettingsError, load_settings
 from billing_pipeline.stripe_api.client import make_client
 from billing_pipeline.stripe_api.objects import Shown

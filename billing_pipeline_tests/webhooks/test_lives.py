@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing_pipeline.orchestration.webhook_flow import make_reader
+from billing_pipeline.orchestration.webhook_parts import make_reader
 from billing_pipeline.settings import load_settings
 from billing_pipeline.webhooks.dispatch import Dispatcher
 from billing_pipeline.webhooks.refetch import refetch_due

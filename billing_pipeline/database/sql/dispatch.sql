@@ -6,6 +6,7 @@ WITH due AS (
     SELECT d.stripe_event_id
       FROM event_dispatches d
      WHERE d.due_at <= %(now)s
+       AND (%(only)s::text[] IS NULL OR d.stripe_event_id = ANY (%(only)s::text[]))
        AND (d.claimed_at IS NULL OR d.claimed_at < %(stuck_before)s)
        AND NOT EXISTS (SELECT FROM event_dispatches other
                         WHERE other.object_key = d.object_key AND other.claimed_at >= %(stuck_before)s)
@@ -19,6 +20,14 @@ UPDATE event_dispatches d
  WHERE d.stripe_event_id = due.stripe_event_id
 RETURNING d.stripe_event_id, d.fence;
 
+-- name: unfinished_events
+SELECT stripe_event_id
+  FROM stripe_events
+ WHERE processing_outcome = %(outcome)s AND processing_outcome IN ('failed', 'parked')
+   AND (%(only)s::text[] IS NULL OR stripe_event_id = ANY (%(only)s::text[]))
+ ORDER BY received_at, stripe_event_id
+ LIMIT %(limit)s;
+
 -- name: hold_claimed
 -- The claims that are still ours, locked, with what they are about; in the order of Stripe's clock within an object.
 SELECT d.stripe_event_id, d.attempts, e.event_type, e.payload_style, e.created_at, e.tenant_hint, e.payload,
@@ -31,16 +40,19 @@ SELECT d.stripe_event_id, d.attempts, e.event_type, e.payload_style, e.created_a
    FOR UPDATE OF d;
 
 -- name: finish_events
--- Handled or ignored: the end, in the transaction of what the event changed.
+-- Handled or ignored: the end, in the transaction of what the event changed.  Each join is by key from the smaller side,
+-- so that the time grows with the batch and not with its square.
 WITH done AS (
-    DELETE FROM event_dispatches WHERE stripe_event_id = ANY (%(ids)s) RETURNING stripe_event_id, attempts
+    DELETE FROM event_dispatches d
+     USING unnest(%(ids)s::text[], %(outcomes)s::text[]) AS o(stripe_event_id, outcome)
+     WHERE d.stripe_event_id = o.stripe_event_id
+    RETURNING d.stripe_event_id, d.attempts, o.outcome
 )
 UPDATE stripe_events e
-   SET processing_outcome = o.outcome, processed_at = %(now)s, attempted_at = %(now)s, attempts = done.attempts,
+   SET processing_outcome = done.outcome, processed_at = %(now)s, attempted_at = %(now)s, attempts = done.attempts,
        error_class = NULL, processing_error = NULL
-  FROM done, unnest(%(ids)s::text[], %(outcomes)s::text[]) AS o(stripe_event_id, outcome)
- WHERE e.stripe_event_id = ANY (%(ids)s)
-   AND e.stripe_event_id = done.stripe_event_id AND o.stripe_event_id = done.stripe_event_id
+  FROM done
+ WHERE e.stripe_event_id = done.stripe_event_id
    AND e.processed_at IS NULL;
 
 -- name: forget_dispatches
@@ -51,26 +63,30 @@ DELETE FROM event_dispatches WHERE stripe_event_id = ANY (%(ids)s);
 WITH waiting AS (
     UPDATE event_dispatches d
        SET claimed_at = NULL, due_at = f.due_at
-      FROM unnest(%(ids)s::text[], %(due)s::timestamptz[]) AS f(stripe_event_id, due_at)
+      FROM unnest(%(ids)s::text[], %(due)s::timestamptz[], %(classes)s::text[], %(errors)s::text[])
+           AS f(stripe_event_id, due_at, error_class, error)
      WHERE d.stripe_event_id = f.stripe_event_id
-    RETURNING d.stripe_event_id, d.attempts
+    RETURNING d.stripe_event_id, d.attempts, f.error_class, f.error
 )
 UPDATE stripe_events e
    SET processing_outcome = 'failed', failed_at = %(now)s, attempted_at = %(now)s, attempts = waiting.attempts,
-       error_class = f.error_class, processing_error = f.error
-  FROM waiting, unnest(%(ids)s::text[], %(classes)s::text[], %(errors)s::text[]) AS f(stripe_event_id, error_class, error)
- WHERE e.stripe_event_id = waiting.stripe_event_id AND f.stripe_event_id = waiting.stripe_event_id;
+       error_class = waiting.error_class, processing_error = waiting.error
+  FROM waiting
+ WHERE e.stripe_event_id = waiting.stripe_event_id;
 
 -- name: park_events
 -- Failed too often: it waits for a person.
 WITH parked AS (
-    DELETE FROM event_dispatches WHERE stripe_event_id = ANY (%(ids)s) RETURNING stripe_event_id, attempts
+    DELETE FROM event_dispatches d
+     USING unnest(%(ids)s::text[], %(classes)s::text[], %(errors)s::text[]) AS f(stripe_event_id, error_class, error)
+     WHERE d.stripe_event_id = f.stripe_event_id
+    RETURNING d.stripe_event_id, d.attempts, f.error_class, f.error
 )
 UPDATE stripe_events e
    SET processing_outcome = 'parked', failed_at = %(now)s, attempted_at = %(now)s, attempts = parked.attempts,
-       error_class = f.error_class, processing_error = f.error
-  FROM parked, unnest(%(ids)s::text[], %(classes)s::text[], %(errors)s::text[]) AS f(stripe_event_id, error_class, error)
- WHERE e.stripe_event_id = parked.stripe_event_id AND f.stripe_event_id = parked.stripe_event_id;
+       error_class = parked.error_class, processing_error = parked.error
+  FROM parked
+ WHERE e.stripe_event_id = parked.stripe_event_id;
 
 -- name: request_refetches
 INSERT INTO object_refetches AS asked (object_id, object_kind, reason, not_before, due_at)

@@ -1,5 +1,6 @@
 -- name: refresh_customer_organizations
--- Whose these customers are now; the organizations that this may change are those before and after.
+-- Whose these customers are now; the organizations that this may change are those before and after.  A customer that no
+-- object names any more is nobody's.
 WITH known AS (
     SELECT stripe_customer_id, organization_id
       FROM known_customer_organizations
@@ -14,11 +15,35 @@ WITH known AS (
     WHERE kept.organization_id <> excluded.organization_id
 ), nobodys AS (
     DELETE FROM customer_organizations
-     WHERE stripe_customer_id IN (SELECT stripe_customer_id FROM known WHERE organization_id IS NULL)
+     WHERE stripe_customer_id = ANY (%(customers)s)
+       AND stripe_customer_id NOT IN (SELECT stripe_customer_id FROM known WHERE organization_id IS NOT NULL)
 )
 SELECT organization_id FROM before
 UNION
 SELECT organization_id FROM known WHERE organization_id IS NOT NULL;
+
+-- name: customers_of_objects
+-- Whom these objects belong to as they are kept now: a version that names another customer takes them away from this one.
+SELECT stripe_customer_id FROM subscriptions WHERE stripe_subscription_id = ANY (%(ids)s)
+UNION
+SELECT stripe_customer_id FROM checkout_sessions
+ WHERE stripe_session_id = ANY (%(ids)s) AND stripe_customer_id IS NOT NULL;
+
+-- name: customers_after
+-- By key, so that everybody is gone through in bounded steps.
+SELECT stripe_customer_id
+  FROM ((SELECT DISTINCT stripe_customer_id FROM subscriptions
+          WHERE stripe_customer_id > %(after)s ORDER BY 1 LIMIT %(limit)s)
+        UNION (SELECT DISTINCT stripe_customer_id FROM checkout_sessions
+                WHERE stripe_customer_id > %(after)s ORDER BY 1 LIMIT %(limit)s)
+        UNION (SELECT stripe_customer_id FROM feature_summaries
+                WHERE stripe_customer_id > %(after)s ORDER BY 1 LIMIT %(limit)s)
+        UNION (SELECT stripe_customer_id FROM stripe_customers
+                WHERE stripe_customer_id > %(after)s ORDER BY 1 LIMIT %(limit)s)
+        UNION (SELECT stripe_customer_id FROM customer_organizations
+                WHERE stripe_customer_id > %(after)s ORDER BY 1 LIMIT %(limit)s)) known
+ ORDER BY stripe_customer_id
+ LIMIT %(limit)s;
 
 -- name: customers_of_nobody
 -- Of these customers, those that no mapping and no object of Stripe's gives to an organization.

@@ -19,6 +19,7 @@ READ = "read"
 """The source of a row that Stripe showed when asked."""
 
 DIGEST_LENGTH = 32
+_written = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class ObjectKind(StrEnum):
@@ -47,14 +48,18 @@ class Projected:
     rank: int
     complete: bool = True
 
+    @property
+    def digest(self) -> str:
+        """The same for the same content, whenever and wherever it was seen."""
+        return hashlib.sha256(_written(self.columns).encode()).hexdigest()[:DIGEST_LENGTH]
+
     def row(self, *, at: datetime, source: str) -> dict[str, Any]:
         """The whole row, as seen at Stripe's second `at` in the event (or `READ`) `source`."""
-        content = json.dumps(self.columns, sort_keys=True, separators=(",", ":"))
         return {
             **self.columns,
             "terminal": self.terminal,
             "version_at": at.isoformat(),
             "version_rank": self.rank,
-            "version_digest": hashlib.sha256(content.encode()).hexdigest()[:DIGEST_LENGTH],
+            "version_digest": self.digest,
             "source": source,
         }

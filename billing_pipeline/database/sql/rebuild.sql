@@ -1,0 +1,21 @@
+-- name: events_applied
+-- Every event that the live projections were made from and that still has its payload: the handled ones, and those whose
+-- object is kept although its customer belongs to nobody.  One that is to be handled again was handled before.
+-- In no order: of each object the greatest version stays.  Payloads of types that change nothing are not even read.
+SELECT stripe_event_id, event_type, created_at, payload
+  FROM stripe_events
+ WHERE payload IS NOT NULL AND payload_style = 'snapshot'
+   AND attempted_at >= %(since)s
+   AND event_type LIKE ANY (%(types)s::text[])
+   AND (error_class IS NULL OR error_class = 'unknown_account');
+
+-- name: snapshots_applied
+SELECT object_kind, object_id, read_at, payload
+  FROM object_snapshots
+ WHERE stored_at >= %(since)s;
+
+-- name: payloads_gone
+-- Handled events whose payload's retention is over: what only they said cannot be made again.
+SELECT count(*) AS events
+  FROM stripe_events
+ WHERE payload IS NULL AND processing_outcome = 'processed' AND payload_style = 'snapshot';
