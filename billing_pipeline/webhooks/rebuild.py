@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -187,12 +188,19 @@ def _replay(connection: Connection[Any], since: datetime, progress: Callable[[in
     events = answers = 0
     unreadable: list[str] = []
     params = {"since": since, "types": list(TYPE_PATTERNS)}
-    for stored in _chunks(queries.stream(connection, "events_applied", StoredEvent, params, at_once=BATCH)):
-        unreadable += _apply(connection, [(event.stripe_event_id, partial(_event_seen, event)) for event in stored])
-        events += len(stored)
-        progress(events)
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        before: list[tuple[str, Seen]] = []
+        for stored in _chunks(queries.stream(connection, "events_applied", StoredEvent, params, at_once=BATCH)):
+            # PostgreSQL writes one batch while the next is understood here; it is read before, on the same connection.
+            written = writer.submit(_keep, connection, before)
+            before, broken = _seen([(event.stripe_event_id, partial(_event_seen, event)) for event in stored])
+            unreadable += broken + written.result()
+            events += len(stored)
+            progress(events)
+        unreadable += _keep(connection, before)
     for some in _chunks(queries.stream(connection, "snapshots_applied", StoredAnswer, {"since": since}, at_once=BATCH)):
-        unreadable += _apply(connection, [(answer.object_id, partial(_answer_seen, answer)) for answer in some])
+        seen, broken = _seen([(answer.object_id, partial(_answer_seen, answer)) for answer in some])
+        unreadable += broken + _keep(connection, seen)
         answers += len(some)
     return Replayed(events, answers, tuple(unreadable))
 
@@ -206,8 +214,8 @@ def _answer_seen(answer: StoredAnswer) -> Seen:
     return Seen(HANDLERS[ObjectKind(answer.object_kind)].project(answer.payload), answer.read_at, READ)
 
 
-def _apply(connection: Connection[Any], found: Sequence[tuple[str, Callable[[], Seen | None]]]) -> list[str]:
-    """Keep what is shown; return the ids of which nothing could be made."""
+def _seen(found: Sequence[tuple[str, Callable[[], Seen | None]]]) -> tuple[list[tuple[str, Seen]], list[str]]:
+    """What is shown, by the names given, and the names of which nothing can be made."""
     seen: list[tuple[str, Seen]] = []
     unreadable = []
     for name, read in found:
@@ -216,7 +224,7 @@ def _apply(connection: Connection[Any], found: Sequence[tuple[str, Callable[[], 
                 seen.append((name, one))
         except EventUnreadable:
             unreadable.append(name)
-    return unreadable + _keep(connection, seen)
+    return seen, unreadable
 
 
 def _keep(connection: Connection[Any], seen: Sequence[tuple[str, Seen]]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from billing_pipeline.errors import EventUnreadable
@@ -78,9 +79,15 @@ def instant(of: Object, name: str) -> str | None:
     if epoch is None:
         return None
     try:
-        return datetime.fromtimestamp(epoch, UTC).isoformat()
+        return _iso(epoch)
     except (ValueError, OverflowError, OSError):
         raise _unreadable(name, "a time") from None
+
+
+# An object tells most of its times again in each of its events.
+@lru_cache(maxsize=65_536)
+def _iso(epoch: int) -> str:
+    return datetime.fromtimestamp(epoch, UTC).isoformat()
 
 
 def id_of(of: Object, name: str) -> str | None:
