@@ -166,7 +166,7 @@ rebuild_projections = dg.define_asset_job(
     job=dispatch_stripe_events,
     cron_schedule="3 * * * *",
     execution_timezone="UTC",
-    description="Every hour, ten minutes before the flush.",
+    description="Every hour, ten minutes before the flush, for what `serve` left behind.",
 )
 def hourly_dispatch(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Off until somebody turns it on in the UI."""
@@ -189,7 +189,7 @@ def hourly_event_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     job=rebuild_projections,
     cron_schedule="28 4 * * *",
     execution_timezone="UTC",
-    description="Every day before working hours.",
+    description="Every day before working hours, so that somebody is there to look.",
 )
 def daily_rebuild(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Off until somebody turns it on in the UI."""
