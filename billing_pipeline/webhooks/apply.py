@@ -42,16 +42,19 @@ def apply(
     connection: Connection[Any], seen: Sequence[Seen], questions: Iterable[tuple[Question, datetime]], *, now: datetime
 ) -> Applied:
     """Keep the greatest version of each object, decide entitlements anew, and note what to ask Stripe."""
-    object_ids = [one.projected.object_id for one in seen]
-    lock_objects(connection, object_ids)
-    before = entitle.customers_of(connection, object_ids)
+    lock_objects(connection, [one.projected.object_id for one in seen])
+    # Invoices, which are most of what comes, decide nothing; their organizations are told, because a paid one renews.
+    deciding = [one.projected for one in seen if one.projected.kind is not ObjectKind.INVOICE]
+    before = entitle.customers_of(connection, [one.object_id for one in deciding])
     asked = [(question, "thin", at) for question, at in questions]
     changed = sum(_keep(connection, kind, of_kind, asked) for kind, of_kind in _by_kind(seen).items())
     _request(connection, asked, now)
-    customers = sorted({one.projected.customer_id for one in seen if one.projected.customer_id})
-    organizations = entitle.decide_for_customers(connection, sorted(before.union(customers)), now=now)
-    nobody = queries.fetch_dicts(connection, "customers_of_nobody", {"customers": customers}) if customers else []
-    return Applied(changed, organizations, frozenset(str(row["stripe_customer_id"]) for row in nobody))
+    customers = {one.customer_id for one in deciding if one.customer_id}
+    decided = entitle.decide_for_customers(connection, sorted(before | customers), now=now)
+    billed = {one.projected.customer_id for one in seen if one.projected.customer_id} - customers
+    told = entitle.organizations_of(connection, sorted(billed))
+    nobody = entitle.without_organization(connection, sorted(customers))
+    return Applied(changed, tuple(sorted({*decided, *told})), nobody)
 
 
 def rows_by_table(seen: Iterable[Seen]) -> dict[str, list[Row]]:

@@ -32,7 +32,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedEvent:
-    """A claimed event with its payload; `processing_outcome` is final where somebody else has handled it."""
+    """A claimed event; its payload is JSON text, and `processing_outcome` is final where it is handled already."""
 
     stripe_event_id: str
     attempts: int
@@ -40,7 +40,7 @@ class ClaimedEvent:
     payload_style: str
     created_at: datetime
     tenant_hint: str | None
-    payload: Mapping[str, Any] | None
+    payload: str | None
     processing_outcome: str
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
+from pydantic_core import from_json
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
@@ -191,7 +192,7 @@ def _understood(event: ClaimedEvent, fetched: Mapping[str, Write | Failure]) -> 
     if event.payload is None:
         return Failure("no_payload", "Its payload is no longer kept, so it cannot be handled again.")
     try:
-        return understood(event.event_type, event.payload)
+        return understood(event.event_type, from_json(event.payload))
     except EventUnreadable as exc:
         return Failure("unreadable", str(exc))
 

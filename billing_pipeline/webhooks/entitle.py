@@ -65,6 +65,18 @@ def customers_of(connection: Connection[Any], object_ids: Sequence[str]) -> set[
     return {str(row["stripe_customer_id"]) for row in found}
 
 
+def organizations_of(connection: Connection[Any], customers: Sequence[str]) -> set[str]:
+    """Organizations that these customers were last found to belong to."""
+    found = queries.fetch_dicts(connection, "organizations_of", {"customers": list(customers)}) if customers else []
+    return {str(row["organization_id"]) for row in found}
+
+
+def without_organization(connection: Connection[Any], customers: Sequence[str]) -> frozenset[str]:
+    """Those of these customers that belong to no organization."""
+    found = queries.fetch_dicts(connection, "customers_of_nobody", {"customers": list(customers)}) if customers else []
+    return frozenset(str(row["stripe_customer_id"]) for row in found)
+
+
 def customers_after(connection: Connection[Any], *, after: str, limit: int) -> list[str]:
     """Customers that any object or row knows, in order after one of them."""
     found = queries.fetch_dicts(connection, "customers_after", {"after": after, "limit": limit})

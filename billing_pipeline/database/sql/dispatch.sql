@@ -30,8 +30,9 @@ SELECT stripe_event_id
 
 -- name: hold_claimed
 -- The claims that are still ours, locked, with what they are about; in the order of Stripe's clock within an object.
-SELECT d.stripe_event_id, d.attempts, e.event_type, e.payload_style, e.created_at, e.tenant_hint, e.payload,
-       e.processing_outcome
+-- The payload as text: read by a parser that takes a third of the driver's time.
+SELECT d.stripe_event_id, d.attempts, e.event_type, e.payload_style, e.created_at, e.tenant_hint,
+       e.payload::text AS payload, e.processing_outcome
   FROM event_dispatches d
   JOIN stripe_events e USING (stripe_event_id)
  WHERE d.stripe_event_id = ANY (%(ids)s)

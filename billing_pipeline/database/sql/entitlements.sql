@@ -45,6 +45,9 @@ SELECT stripe_customer_id
  ORDER BY stripe_customer_id
  LIMIT %(limit)s;
 
+-- name: organizations_of
+SELECT DISTINCT organization_id FROM customer_organizations WHERE stripe_customer_id = ANY (%(customers)s);
+
 -- name: customers_of_nobody
 -- Of these customers, those that no mapping and no object of Stripe's gives to an organization.
 SELECT customer AS stripe_customer_id
@@ -54,6 +57,8 @@ SELECT customer AS stripe_customer_id
 -- name: decide_saas
 -- The workspace gate of these organizations.  A checkout that was paid opens it until its subscription is known; from
 -- then on only subscriptions do.  A row is written only where something changes, so changed_at is when it did.
+-- OFFSET 0 keeps the planner to one look by key per customer: while tables grow faster than their statistics it would
+-- read all subscriptions once for each organization.
 INSERT INTO entitlements AS kept (organization_id, feature, active, reason, stripe_object_id, changed_at)
 SELECT o.organization_id, 'saas', decided.active, decided.reason, decided.stripe_object_id, %(now)s
   FROM unnest(%(organizations)s::text[]) AS o(organization_id)
@@ -61,11 +66,15 @@ SELECT o.organization_id, 'saas', decided.active, decided.reason, decided.stripe
         SELECT * FROM (
             SELECT s.is_active AS active, 'subscription' AS reason, s.stripe_subscription_id AS stripe_object_id,
                    s.is_active::int * 3 AS strength, s.created_at
-              FROM customer_organizations c JOIN subscriptions s USING (stripe_customer_id)
+              FROM customer_organizations c
+             CROSS JOIN LATERAL (SELECT * FROM subscriptions
+                                  WHERE stripe_customer_id = c.stripe_customer_id OFFSET 0) s
              WHERE c.organization_id = o.organization_id
             UNION ALL
             SELECT true, 'checkout', k.stripe_session_id, 2, k.created_at
-              FROM customer_organizations c JOIN checkout_sessions k USING (stripe_customer_id)
+              FROM customer_organizations c
+             CROSS JOIN LATERAL (SELECT * FROM checkout_sessions
+                                  WHERE stripe_customer_id = c.stripe_customer_id OFFSET 0) k
              WHERE c.organization_id = o.organization_id AND k.mode = 'subscription' AND k.status = 'complete'
                AND k.payment_status IN ('paid', 'no_payment_required')
                AND NOT EXISTS (SELECT FROM subscriptions s WHERE s.stripe_subscription_id = k.stripe_subscription_id)
