@@ -95,7 +95,7 @@ def _background(settings: Settings, database_url: str) -> Background:
     from billing_pipeline.webhooks.worker import working
 
     def background(metrics: WebhookMetrics) -> AbstractAsyncContextManager[None]:
-        steps = make_steps(make_client(settings), settings, _clock, on_handled=metrics.handled)
+        steps = make_steps(make_client(settings), settings, on_handled=metrics.handled)
         return working(database_url, steps)
 
     return background

@@ -12,6 +12,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import StripeClient
 from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_report
@@ -50,20 +51,24 @@ def make_dispatcher(
 
 
 def make_steps(
-    client: StripeClient,
-    settings: Settings,
-    clock: Callable[[], datetime],
-    on_handled: Callable[[str, str], None] | None = None,
+    client: StripeClient, settings: Settings, on_handled: Callable[[str, str], None] | None = None
 ) -> dict[str, Step]:
-    """What `serve` does beside taking webhooks, by name; `on_handled` is told each event's type and outcome."""
+    """What `serve` does beside taking webhooks, by name; `on_handled` is told each event's type and outcome.
+
+    The database's clock tells the time, as it does when an event is stored: whose claim has lapsed must not depend on
+    the machine that asks.
+    """
     read, drop = make_reader(client, settings), make_cache_dropper(settings)
 
     def dispatch(connection: Connection[Any]) -> int:
+        clock = DatabaseClock(connection)
         dispatcher = make_dispatcher(connection, client, settings, clock, on_changed=drop, on_handled=on_handled)
         return dispatcher.run_once().handled
 
     def refetch(connection: Connection[Any]) -> int:
-        return refetch_due(connection, read, clock, limit=REFETCHED_AT_ONCE, on_changed=drop).settled
+        return refetch_due(
+            connection, read, DatabaseClock(connection), limit=REFETCHED_AT_ONCE, on_changed=drop
+        ).settled
 
     return {"The dispatcher": dispatch, "The refetch": refetch}
 
