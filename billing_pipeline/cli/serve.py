@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
     import uvicorn
@@ -94,9 +95,9 @@ def _background(settings: Settings, database_url: str) -> Background:
     from billing_pipeline.stripe_api.client import make_client
     from billing_pipeline.webhooks.worker import working
 
-    def background(metrics: WebhookMetrics) -> AbstractAsyncContextManager[None]:
+    def background(metrics: WebhookMetrics, is_crowded: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
         steps = make_steps(make_client(settings), settings, on_handled=metrics.handled)
-        return working(database_url, steps)
+        return working(database_url, steps, is_crowded=is_crowded)
 
     return background
 

@@ -30,7 +30,8 @@ READY_FOR_SECONDS = 1
 """How long an answer about readiness is given again, so that asking often costs the database nothing."""
 
 JSON = "application/json"
-Background = Callable[[WebhookMetrics], AbstractAsyncContextManager[Any]]
+Background = Callable[[WebhookMetrics, Callable[[], bool]], AbstractAsyncContextManager[Any]]
+"""Given where to count, and whether deliveries crowd at the moment."""
 
 
 def make_app(
@@ -53,7 +54,7 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with committer, background(metrics) if background else nullcontext():
+        async with committer, background(metrics, committer.is_crowded) if background else nullcontext():
             yield
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)

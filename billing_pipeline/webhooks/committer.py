@@ -32,6 +32,7 @@ WAITING_MAX = 2_000
 WAITING_BYTES_MAX = 64 << 20
 """Beyond either a request is turned away at once, and Stripe sends it again later."""
 
+CROWD = 16
 BATCH_MAX = 200
 BATCH_BYTES_MAX = 8 << 20
 PATIENCE_SECONDS = 20
@@ -105,6 +106,10 @@ class Committer:
         self._waiting_bytes += waiting.size
         self._wanted.set()
         return await waiting.answer
+
+    def is_crowded(self) -> bool:
+        """Whether deliveries wait in numbers, so that whatever else this process does should wait for them."""
+        return len(self._waiting) > CROWD
 
     async def ask(self, question: Callable[[Connection[Any]], Answer]) -> Answer:
         """What a read returns, between two batches; raises like `LastingConnection.run`, and `Unavailable` if late."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +27,9 @@ IDLE_SECONDS = 0.1
 PAUSE_SECONDS = 2.0
 """After a failure."""
 
+TURN_SECONDS = 1.0
+"""While deliveries crowd, handling waits, but never longer than this: what is stored is safe, what is not is late."""
+
 Step = Callable[[Connection[Any]], int]
 """Does some of what there is to do and returns how much that was; twice must be the same as once."""
 
@@ -33,10 +37,12 @@ Step = Callable[[Connection[Any]], int]
 class Worker(threading.Thread):
     """Repeats a step on a connection of its own until it is stopped."""
 
-    def __init__(self, name: str, database_url: str, step: Step) -> None:
+    def __init__(self, name: str, database_url: str, step: Step, is_crowded: Callable[[], bool]) -> None:
         super().__init__(name=name, daemon=True)
         self._connection = LastingConnection(database_url)
         self._step = step
+        self._is_crowded = is_crowded
+        self._last_turn = 0.0
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -50,6 +56,9 @@ class Worker(threading.Thread):
 
     def _once(self) -> float:
         """How long to wait before the next step."""
+        if self._is_crowded() and time.monotonic() < self._last_turn + TURN_SECONDS:
+            return IDLE_SECONDS
+        self._last_turn = time.monotonic()
         try:
             return 0 if self._connection.run(self._step) else IDLE_SECONDS
         except BillingError as exc:
@@ -61,9 +70,14 @@ class Worker(threading.Thread):
 
 
 @asynccontextmanager
-async def working(database_url: str, steps: Mapping[str, Step], *, patience: float = 20) -> AsyncIterator[None]:
-    """Workers by name, for as long as the block runs; at its end each has `patience` seconds to finish its step."""
-    workers = [Worker(name, database_url, step) for name, step in steps.items()]
+async def working(
+    database_url: str, steps: Mapping[str, Step], *, is_crowded: Callable[[], bool], patience: float = 20
+) -> AsyncIterator[None]:
+    """Workers by name, for as long as the block runs; at its end each has `patience` seconds to finish its step.
+
+    `is_crowded` says whether deliveries wait in numbers.
+    """
+    workers = [Worker(name, database_url, step, is_crowded) for name, step in steps.items()]
     for worker in workers:
         worker.start()
     try:

@@ -448,7 +448,7 @@ def test_what_runs_in_the_background_runs_for_as_long_as_the_intake_serves(datab
     told = []
 
     @asynccontextmanager
-    async def background(metrics):
+    async def background(metrics, _is_crowded):
         told.append(type(metrics))
         yield
         told.append("ended")

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -12,11 +13,11 @@ from billing_pipeline.webhooks.worker import working
 pytestmark = pytest.mark.slow
 
 
-def run_until(database_url, step, done, monkeypatch):
+def run_until(database_url, step, done, monkeypatch, is_crowded=lambda: False):
     monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.01)
 
     async def run():
-        async with working(database_url, {"The worker": step}):
+        async with working(database_url, {"The worker": step}, is_crowded=is_crowded):
             deadline = time.monotonic() + 10
             while not done():
                 assert time.monotonic() < deadline
@@ -68,3 +69,17 @@ def test_the_end_waits_for_the_step_under_way(database_url, monkeypatch):
     run_until(database_url, step, lambda: steps, monkeypatch)
 
     assert steps.count("begun") == steps.count("done")
+
+
+def test_handling_gives_way_to_a_crowd_but_is_not_starved_by_it(database_url, monkeypatch):
+    monkeypatch.setattr(worker, "TURN_SECONDS", 0.3)
+    monkeypatch.setattr(worker, "IDLE_SECONDS", 0.01)
+    turns = []
+
+    def step(_connection):
+        turns.append(time.monotonic())
+        return 1
+
+    run_until(database_url, step, lambda: len(turns) >= 3, monkeypatch, is_crowded=lambda: True)
+
+    assert min(after - before for before, after in pairwise(turns[:3])) >= 0.29
