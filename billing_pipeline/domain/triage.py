@@ -41,4 +41,12 @@ TRIAGE = {
         "The event's payload is no longer kept, so it cannot be handled again.",
         "Nothing can be replayed; look at the object in Stripe's Dashboard, and annotate the event.",
     ),
+    "unexpected": Triage(
+        "This program failed at the event in a way that nobody foresaw.",
+        "Report the error's name and the event's type; install a version that takes it, then replay the event.",
+    ),
+    "abandoned": Triage(
+        "Every worker that took the event ended before it was done: killed, out of memory, or by the event itself.",
+        "Look at how `serve` and the Dagster runs ended, then replay the event alone.",
+    ),
 }

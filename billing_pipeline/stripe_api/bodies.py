@@ -5,11 +5,14 @@ The SDK turns decimal fields into numbers that JSON does not have; what is store
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import stripe
+
+from billing_pipeline.domain.storable import storable
 
 PAGE_SIZE = 100  # Stripe's maximum
 
@@ -23,9 +26,12 @@ class Page:
 
 
 def body_of(found: stripe.StripeObject) -> dict[str, Any]:
-    """The body of the answer that this object is."""
-    data = found.last_response.data if found.last_response else None
-    return dict(data) if isinstance(data, Mapping) else {}
+    """The body of the answer that this object is, without what PostgreSQL's jsonb cannot hold."""
+    answer = found.last_response
+    if answer is None:
+        return {}
+    body = json.loads(storable(answer.body))
+    return body if isinstance(body, dict) else {}
 
 
 def headers_of(found: stripe.StripeObject) -> Mapping[str, str]:

@@ -10,16 +10,27 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
+import psycopg
 from psycopg import Connection
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
-from billing_pipeline.domain.dispatching import pause_after
+from billing_pipeline.domain.dispatching import ATTEMPTS_MAX, pause_after
 
 milestones = logging.getLogger("billing_pipeline.milestones")
+
+
+REFUSALS = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.ProgrammingError,
+    psycopg.InternalError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,
+)
+"""What the database says about the values, not about itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +68,34 @@ class Failure:
     error: str
 
 
+ABANDONED = Failure("abandoned", "Every worker that took it ended before it was done; what it shows was not written.")
+
+
 def claim_due(
-    connection: Connection[Any], *, limit: int, sla: timedelta, now: datetime, only: Sequence[str] | None = None
+    connection: Connection[Any],
+    *,
+    limit: int,
+    sla: timedelta,
+    now: datetime,
+    attempts_max: int = ATTEMPTS_MAX,
+    only: Sequence[str] | None = None,
 ) -> list[Claim]:
-    """Claim at most `limit` events that are due or whose claim has lapsed, of all or `only` of these; committed."""
-    params = {"now": now, "stuck_before": now - sla, "limit": limit, "only": None if only is None else list(only)}
-    return in_transaction(
-        connection,
-        partial(queries.fetch, connection, "claim_dispatches", Claim, params),
-        name="The claim of webhook events",
-    )
+    """Claim at most `limit` events that are due, of all or `only` of these; committed.
+
+    One whose claim has lapsed is claimed alone: it may be what killed its worker, and the others of its batch must not
+    share its attempts.  After `attempts_max` of them it is parked.
+    """
+    params = {"now": now, "stuck_before": now - sla, "only": None if only is None else list(only)}
+
+    def work() -> list[Claim]:
+        parked = {"attempts_limit": attempts_max, "error_class": ABANDONED.error_class, "error": ABANDONED.error}
+        queries.execute(connection, "park_abandoned", params | parked)
+        lapsed = queries.fetch(connection, "claim_dispatches", Claim, params | {"lapsed": True, "limit": 1})
+        return lapsed or queries.fetch(
+            connection, "claim_dispatches", Claim, params | {"lapsed": False, "limit": limit}
+        )
+
+    return in_transaction(connection, work, name="The claim of webhook events")
 
 
 def unfinished(

@@ -24,7 +24,17 @@ from billing_pipeline.domain.dispatching import ATTEMPTS_MAX
 from billing_pipeline.domain.projections.projected import ObjectKind, Projected
 from billing_pipeline.errors import BillingError, EventUnreadable, Unavailable
 from billing_pipeline.webhooks.apply import Seen, apply
-from billing_pipeline.webhooks.claims import Claim, ClaimedEvent, Failure, claim_due, fail, finish, forget, hold
+from billing_pipeline.webhooks.claims import (
+    REFUSALS,
+    Claim,
+    ClaimedEvent,
+    Failure,
+    claim_due,
+    fail,
+    finish,
+    forget,
+    hold,
+)
 from billing_pipeline.webhooks.feature_cache import OnChanged, tell
 from billing_pipeline.webhooks.handlers import Question, understood
 
@@ -32,9 +42,6 @@ logger = logging.getLogger(__name__)
 milestones = logging.getLogger("billing_pipeline.milestones")
 
 BATCH = 200
-REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.InternalError)
-"""What the database says about the values, not about itself."""
-
 Write = Callable[[Connection[Any], datetime], None]
 ThinHandler = Callable[[str], Write]
 """Asks Stripe for a thin event by its id; what it returns writes, inside the transaction of the completion."""
@@ -102,7 +109,14 @@ class Dispatcher:
 
         Raises `DatabaseUnavailable`; claims then lapse by themselves.
         """
-        claims = claim_due(self.connection, limit=limit, sla=self.sla, now=self.clock(), only=only)
+        claims = claim_due(
+            self.connection,
+            limit=limit,
+            sla=self.sla,
+            attempts_max=self.attempts_max,
+            now=self.clock(),
+            only=only,
+        )
         return self._handle(claims) if claims else DispatchReport()
 
     def drain(self, *, events_max: int, batch: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
@@ -128,6 +142,14 @@ class Dispatcher:
                 return sum((self._handle([claim]) for claim in claims), DispatchReport())
             why = Failure("database", f"PostgreSQL refused what the event says ({type(exc).__name__}).")
             batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A refused event")
+        except (BillingError, psycopg.Error):
+            # The database itself: the claims lapse, and the same work may go well later.
+            raise
+        except Exception as exc:
+            if len(claims) > 1:
+                return sum((self._handle([claim]) for claim in claims), DispatchReport())
+            why = _unexpected(exc)
+            batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A failed event")
         _log(batch)
         if self.on_handled:
             for event in batch.events:
@@ -141,12 +163,18 @@ class Dispatcher:
             return {}
         params = {"ids": [claim.stripe_event_id for claim in claims], "types": list(self.thin_handlers)}
         found: dict[str, Write | Failure] = {}
+        away: Failure | None = None
         for row in queries.fetch_dicts(self.connection, "thin_among", params):
             event_id = str(row["stripe_event_id"])
             try:
-                found[event_id] = self.thin_handlers[str(row["event_type"])](event_id)
+                # One patience for all of them: the others of the batch must not wait for a Stripe that hangs.
+                found[event_id] = away or self.thin_handlers[str(row["event_type"])](event_id)
+            except Unavailable as exc:
+                found[event_id] = away = Failure("stripe_unavailable", str(exc))
             except BillingError as exc:
-                found[event_id] = Failure("stripe_unavailable" if isinstance(exc, Unavailable) else "stripe", str(exc))
+                found[event_id] = Failure("stripe", str(exc))
+            except Exception as exc:
+                found[event_id] = _unexpected(exc)
         return found
 
     def _batch(self, claims: Sequence[Claim], fetched: Mapping[str, Write | Failure]) -> _Batch:
@@ -195,6 +223,13 @@ def _understood(event: ClaimedEvent, fetched: Mapping[str, Write | Failure]) -> 
         return understood(event.event_type, from_json(event.payload))
     except EventUnreadable as exc:
         return Failure("unreadable", str(exc))
+    except Exception as exc:
+        return _unexpected(exc)
+
+
+def _unexpected(exc: Exception) -> Failure:
+    # Its words may quote the event.
+    return Failure("unexpected", f"This program failed at it ({type(exc).__name__}); what it shows was not written.")
 
 
 def _is_nobodys(shown: Projected, customers_of_nobody: frozenset[str]) -> bool:

@@ -34,6 +34,7 @@ def decide_for_customers(connection: Connection[Any], customers: Sequence[str], 
     """Decide anew what the organizations of these customers may use; return those organizations."""
     if not customers:
         return ()
+    lock_customers(connection, customers)
     organizations = whose(connection, customers)
     # Two customers of one organization may be handled at once; the second decides with what the first wrote.
     lock_objects(connection, (f"entitlements of {organization}" for organization in organizations))
@@ -83,6 +84,11 @@ def customers_after(connection: Connection[Any], *, after: str, limit: int) -> l
     return [str(row["stripe_customer_id"]) for row in found]
 
 
+def lock_customers(connection: Connection[Any], customers: Sequence[str]) -> None:
+    """Wait until nobody else decides whose these customers are: an answer that is older must not be written later."""
+    lock_objects(connection, (f"whose is {customer}" for customer in customers))
+
+
 def whose(connection: Connection[Any], customers: Sequence[str]) -> tuple[str, ...]:
     """Keep whose these customers are now; return the organizations before and after."""
     found = queries.fetch_dicts(connection, "refresh_customer_organizations", {"customers": list(customers)})
@@ -100,6 +106,7 @@ def decide(connection: Connection[Any], organizations: Sequence[str], *, now: da
 
 
 def _decide_batch(connection: Connection[Any], customers: Sequence[str], now: datetime) -> set[str]:
+    lock_customers(connection, customers)
     organizations = whose(connection, customers)
     lock_objects(connection, (f"entitlements of {organization}" for organization in organizations))
     return decide(connection, organizations, now=now)

@@ -95,6 +95,7 @@ def count_signature_failures(connection: Connection[Any], failures: Counter[tupl
 def _store(
     connection: Connection[Any], deliveries: Sequence[Delivery], origin: Origin, stuck_after: timedelta
 ) -> list[Stored | DeliveryRefused]:
+    queries.execute(connection, "commit_durably")
     # Of deliveries of one event in the same batch the first is stored, and the others repeat it.
     firsts: dict[str, Delivery] = {}
     for delivery in deliveries:

@@ -27,7 +27,7 @@ from billing_pipeline.domain.projections.projected import READ, ObjectKind, Proj
 from billing_pipeline.errors import EventUnreadable, Refused
 from billing_pipeline.webhooks import entitle
 from billing_pipeline.webhooks.apply import Seen, rows_by_table
-from billing_pipeline.webhooks.dispatch import REFUSALS
+from billing_pipeline.webhooks.claims import REFUSALS
 from billing_pipeline.webhooks.feature_cache import OnChanged, tell
 from billing_pipeline.webhooks.handlers import HANDLERS, TYPE_PATTERNS, understood
 

@@ -20,9 +20,10 @@ from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.dispatching import pause_after
 from billing_pipeline.domain.projections.projected import READ, ObjectKind
-from billing_pipeline.errors import BillingError
+from billing_pipeline.errors import BillingError, UserError
 from billing_pipeline.stripe_api.objects import Shown
 from billing_pipeline.webhooks.apply import Applied, Seen, apply
+from billing_pipeline.webhooks.claims import REFUSALS
 from billing_pipeline.webhooks.feature_cache import OnChanged, tell
 from billing_pipeline.webhooks.handlers import HANDLERS
 
@@ -89,7 +90,15 @@ def refetch_due(
             logger.warning("Stripe could not be asked about an object", extra=_about(wanted))
             continue
         store = partial(_store, connection, wanted, Answer(shown, seen), clock())
-        applied = in_transaction(connection, store, name="Stripe's answer about an object")
+        try:
+            applied = in_transaction(connection, store, name="Stripe's answer about an object")
+        except REFUSALS as exc:
+            # The driver's own words quote the object.
+            failed += 1
+            refused = UserError(f"PostgreSQL refused Stripe's answer ({type(exc).__name__}).")
+            _postpone(connection, wanted, clock() + pause_after(wanted.attempts + 1), error=refused)
+            logger.error("Stripe's answer about an object could not be kept", extra=_about(wanted))
+            continue
         tell(on_changed, applied.organizations)
         if shown.as_of > wanted.not_before:
             settled += 1

@@ -19,7 +19,8 @@ from billing_pipeline.database.transactions import all_or_nothing
 from billing_pipeline.domain.event_redaction import redacted
 from billing_pipeline.domain.projections.projected import Projected
 from billing_pipeline.errors import BillingError, EventUnreadable
-from billing_pipeline.webhooks.dispatch import REFUSALS, Dispatcher, ThinHandler, Write
+from billing_pipeline.webhooks.claims import REFUSALS
+from billing_pipeline.webhooks.dispatch import Dispatcher, ThinHandler, Write
 from billing_pipeline.webhooks.handlers import HANDLERS, Question, understood
 from billing_pipeline.webhooks.replay import ChosenEvent, Replayed, take
 

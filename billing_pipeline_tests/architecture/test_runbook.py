@@ -14,7 +14,7 @@ from billing_pipeline.cli.main import app
 from billing_pipeline.domain.dispatching import pause_after
 from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.domain.triage import TRIAGE
-from billing_pipeline.webhooks import dispatch
+from billing_pipeline.webhooks import claims, dispatch
 from billing_pipeline.webhooks.dispatch import Dispatcher
 from billing_pipeline.webhooks.events_show import annotate_event
 from billing_pipeline_tests.builders import map_customer
@@ -43,7 +43,8 @@ def test_every_command_in_it_parses(command):
 
 def test_every_error_class_is_in_the_table_and_no_other():
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", TEXT.partition("### By error class")[2], re.MULTILINE)
-    raised = set(re.findall(r'Failure\(\s*"(\w+)"', Path(dispatch.__file__).read_text(encoding="utf-8")))
+    sources = [Path(module.__file__).read_text(encoding="utf-8") for module in (dispatch, claims)]
+    raised = {name for source in sources for name in re.findall(r'Failure\(\s*"(\w+)"', source)}
 
     assert {name: (cause, remedy) for name, cause, remedy in rows} == {
         name: (triage.cause, triage.remedy) for name, triage in TRIAGE.items()

@@ -158,6 +158,23 @@ def test_an_organization_upgrades_by_itself_where_that_is_switched_on(connection
         assert ask(running, "acme/checkout", "POST").status == 409
 
 
+@pytest.mark.slow
+def test_no_organization_buys_as_a_customer_that_was_handed_to_another(connection, database_url):
+    asked = []
+
+    def opened(organization_id, customer_id):
+        asked.append((organization_id, customer_id))
+        return "https://checkout.test"
+
+    map_customer(connection, "acme", "cus_x", "(,2026-01-01)")
+    map_customer(connection, "beta", "cus_x", "[2026-01-01,)")
+    with serving(database_url, billing_access_token=TOKEN, open_checkout=opened, **UPGRADE) as running:
+        ask(running, "acme/checkout", "POST")
+        ask(running, "beta/checkout", "POST")
+
+    assert asked == [("acme", None), ("beta", "cus_x")]
+
+
 def _open(client, price_id, organization_id, customer_id):
     return open_checkout(
         client,

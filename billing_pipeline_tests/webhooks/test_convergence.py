@@ -246,6 +246,30 @@ def test_a_question_waits_while_stripe_does_not_answer(connection):
     assert refetch_due(connection, stripe.read, lambda: NOW + timedelta(seconds=30)) == RefetchReport(settled=1)
 
 
+def test_an_answer_that_cannot_be_kept_holds_up_no_other(connection, caplog):
+    handled(
+        connection,
+        [
+            *TIE,
+            *(
+                {**one, "data": {"object": subscription(id="sub_2", cancel_at_period_end=bool(n))}}
+                for n, one in enumerate(TIE)
+            ),
+        ],
+        [],
+    )
+    assert connection.execute("SELECT count(*) FROM object_refetches").fetchone() == (2,)
+    unkeepable = subscription(status="past_due", metadata={"note": "secret-of-acme \x00"})
+
+    def read(kind, object_id):
+        return Shown(unkeepable if object_id == "sub_1" else subscription(id="sub_2", status="past_due"), at(60))
+
+    assert refetch_due(connection, read, lambda: NOW) == RefetchReport(settled=1, failed=1)
+    assert refetch_due(connection, read, lambda: NOW) == RefetchReport()
+    assert "secret-of-acme" not in caplog.text
+    assert connection.execute("SELECT attempts FROM object_refetches").fetchone() == (1,)
+
+
 def test_an_event_after_the_answer_wins_and_one_before_it_does_not(connection):
     handled(connection, TIE, [])
     refetch_due(connection, Stripe(subscription(status="past_due"), at(60)).read, lambda: NOW)

@@ -131,6 +131,15 @@ def test_a_subscription_of_nobody_is_kept_and_heals_when_its_customer_is_mapped(
     assert rows(connection, "SELECT organization_id, active FROM entitlements") == [("acme", True)]
 
 
+@pytest.mark.parametrize("during", ["(,2026-01-01)", "[2030-01-01,)"], ids=["ended", "not begun"])
+def test_a_mapping_of_another_time_decides_nothing(connection, dispatcher, during):
+    map_customer(connection, "other", "cus_1", during)
+    store(connection, [event("customer.subscription.created", subscription())], now=NOW)
+    dispatcher.run_once()
+
+    assert rows(connection, "SELECT organization_id FROM entitlements WHERE active") == [("acme",)]
+
+
 def test_a_mapping_by_a_person_comes_before_what_an_object_says(connection, dispatcher):
     map_customer(connection, "real", "cus_1")
     store(connection, [event("customer.subscription.created", subscription())], now=NOW)
@@ -159,6 +168,73 @@ def test_a_worker_that_slept_past_its_claim_writes_nothing(connection, dispatche
     assert dispatcher._handle(stale) == DispatchReport()
     assert rows(connection, "SELECT processing_outcome FROM stripe_events") == [("received",)]
     assert rows(connection, "SELECT count(*) FROM subscriptions") == [(0,)]
+
+
+def test_an_event_that_ends_its_workers_is_parked_and_takes_no_other_with_it(connection, dispatcher, clock):
+    deadly = event("customer.subscription.created", subscription(id="sub_2"))
+    store(connection, [deadly, event("customer.subscription.created", subscription())], now=NOW)
+    for _ in range(40):
+        # The process dies of one of them, whatever else it has claimed.
+        claims = claim_due(connection, limit=10, sla=dispatcher.sla, now=clock())
+        if deadly["id"] not in [claim.stripe_event_id for claim in claims]:
+            dispatcher.handle(claims)
+        clock.advance(seconds=301)
+
+    assert outcomes(connection) == {
+        deadly["id"]: "parked",
+        **{id: "processed" for id in outcomes(connection) if id != deadly["id"]},
+    }
+    assert rows(connection, "SELECT error_class, attempts FROM failed_stripe_events") == [("abandoned", 10)]
+
+
+def test_a_failure_that_nobody_foresaw_fails_one_event_and_quotes_nothing(connection, dispatcher, monkeypatch):
+    from billing_pipeline.webhooks import dispatch
+
+    def understood(event_type, payload):
+        if payload["data"]["object"]["id"] == "sub_2":
+            raise KeyError("whsec_in_a_payload")
+        return original(event_type, payload)
+
+    original = dispatch.understood
+    monkeypatch.setattr(dispatch, "understood", understood)
+    others = [event("customer.subscription.created", subscription(id=f"sub_{number}")) for number in (1, 2, 3)]
+    store(connection, others, now=NOW)
+
+    assert dispatcher.run_once() == DispatchReport(processed=2, failed=1)
+    failed = rows(connection, "SELECT error_class, processing_error FROM failed_stripe_events")
+    assert failed[0][0] == "unexpected"
+    assert "KeyError" in failed[0][1]
+    assert "whsec" not in failed[0][1]
+
+
+def test_a_write_that_nobody_foresaw_to_fail_fails_one_event(connection, clock):
+    def fetch(_event_id):
+        def write(_connection, _now):
+            raise AttributeError("gone")
+
+        return write
+
+    store(connection, [THIN, event("customer.subscription.created", subscription())], now=NOW)
+    dispatcher = Dispatcher(connection, clock, thin_handlers={THIN["type"]: fetch})
+
+    assert dispatcher.run_once() == DispatchReport(processed=1, failed=1)
+    assert rows(connection, "SELECT error_class FROM failed_stripe_events") == [("unexpected",)]
+
+
+def test_a_stripe_that_hangs_is_asked_once_a_batch(connection, clock):
+    asked = []
+
+    def fetch(event_id):
+        asked.append(event_id)
+        clock.advance(seconds=20)
+        raise StripeUnavailable("Stripe does not answer.")
+
+    store(connection, [{**THIN, "id": f"evt_thin_{number}"} for number in range(20)], now=NOW)
+    store(connection, [event("customer.subscription.created", subscription())], now=NOW)
+    dispatcher = Dispatcher(connection, clock, thin_handlers={THIN["type"]: fetch})
+
+    assert dispatcher.run_once() == DispatchReport(processed=1, failed=20)
+    assert len(asked) == 1
 
 
 def test_events_of_an_object_are_not_claimed_by_two(connection, dispatcher):
@@ -278,3 +354,29 @@ def test_those_who_cache_features_are_told_after_the_commit(connection, clock, d
 
     assert Dispatcher(connection, clock, on_changed=on_changed).run_once() == DispatchReport(processed=1)
     assert told == [(["acme"], [(True,)])]
+
+
+def summary(*features, has_more=False):
+    members = [{"lookup_key": feature} for feature in features]
+    return {
+        "object": "entitlements.active_entitlement_summary",
+        "customer": "cus_1",
+        "entitlements": {"data": members, "has_more": has_more},
+    }
+
+
+def test_a_summary_cut_short_takes_no_feature_away(connection, dispatcher):
+    kind = "entitlements.active_entitlement_summary.updated"
+    store(connection, [event("customer.subscription.created", subscription())], now=NOW)
+    store(connection, [event(kind, summary("a", "b", "c"))], now=NOW)
+    dispatcher.drain(events_max=10)
+    store(connection, [event(kind, summary("a", "d", has_more=True), at=5)], now=NOW)
+    dispatcher.run_once()
+
+    active = "SELECT feature FROM entitlements WHERE active AND feature <> 'saas' ORDER BY 1"
+    assert rows(connection, active) == [("a",), ("b",), ("c",), ("d",)]
+    assert rows(connection, "SELECT reason FROM object_refetches") == [("incomplete",)]
+
+    store(connection, [event(kind, summary("a", "d"), at=9)], now=NOW)
+    dispatcher.run_once()
+    assert rows(connection, active) == [("a",), ("d",)]

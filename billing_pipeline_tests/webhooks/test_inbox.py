@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from billing_pipeline.database import queries
 from billing_pipeline.database.connection import connect
 from billing_pipeline.errors import DeliveryRefused
 from billing_pipeline.webhooks.deliveries import found_delivery, read_delivery
@@ -294,3 +295,22 @@ def test_what_is_not_committed_is_not_stored(connection):
         keep(connection, delivered())
 
     assert one(connection, "SELECT count(*) FROM stripe_events") == (0,)
+
+
+def test_what_is_stored_survives_a_crash_whatever_the_role_says(connection, database_url):
+    connection.execute("SET synchronous_commit = off")
+    seen = []
+    original = queries.execute
+
+    def spy(own, name, *args, **kwargs):
+        result = original(own, name, *args, **kwargs)
+        seen.append(own.execute("SHOW synchronous_commit").fetchone()[0])
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queries, "execute", spy)
+        keep(connection, delivered("evt_1"))
+
+    assert seen
+    assert set(seen) == {"on"}
+    assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",)

@@ -44,7 +44,7 @@ SELECT stripe_invoice_id, invoice_line_id, stripe_customer_id, stripe_subscripti
   FROM billing_pipeline.invoice_lines
  WHERE meter_id IS NOT NULL;
 
--- Whose a customer is: what a person mapped comes before what Stripe's objects say of themselves.
+-- Whose a customer is now: what a person mapped comes before what Stripe's objects say of themselves.
 CREATE VIEW billing_pipeline.known_customer_organizations AS
 SELECT c.stripe_customer_id, coalesce(m.organization_id, s.organization_hint, k.organization_hint, h.organization_hint)
            AS organization_id
@@ -56,7 +56,7 @@ SELECT c.stripe_customer_id, coalesce(m.organization_id, s.organization_hint, k.
         SELECT organization_id FROM billing_pipeline.customer_mappings
          WHERE billing_pipeline.text_range(stripe_customer_id, stripe_customer_id, '[]')
                && billing_pipeline.text_range(c.stripe_customer_id, c.stripe_customer_id, '[]')
-         ORDER BY upper(valid_during) DESC NULLS FIRST LIMIT 1) m ON true
+           AND valid_during @> now()) m ON true
   LEFT JOIN LATERAL (
         SELECT organization_hint FROM billing_pipeline.subscriptions
          WHERE stripe_customer_id = c.stripe_customer_id AND organization_hint IS NOT NULL

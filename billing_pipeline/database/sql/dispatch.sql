@@ -7,7 +7,7 @@ WITH due AS (
       FROM event_dispatches d
      WHERE d.due_at <= %(now)s
        AND (%(only)s::text[] IS NULL OR d.stripe_event_id = ANY (%(only)s::text[]))
-       AND (d.claimed_at IS NULL OR d.claimed_at < %(stuck_before)s)
+       AND (CASE WHEN %(lapsed)s::boolean THEN d.claimed_at < %(stuck_before)s ELSE d.claimed_at IS NULL END)
        AND NOT EXISTS (SELECT FROM event_dispatches other
                         WHERE other.object_key = d.object_key AND other.claimed_at >= %(stuck_before)s)
      ORDER BY d.due_at, d.stripe_event_id
@@ -19,6 +19,22 @@ UPDATE event_dispatches d
   FROM due
  WHERE d.stripe_event_id = due.stripe_event_id
 RETURNING d.stripe_event_id, d.fence;
+
+-- name: park_abandoned
+-- Claimed as often as an event may be, and never given back: it may be what ends its workers.
+WITH abandoned AS (
+    DELETE FROM event_dispatches
+     WHERE stripe_event_id IN (SELECT stripe_event_id FROM event_dispatches
+                                WHERE claimed_at < %(stuck_before)s AND attempts >= %(attempts_limit)s
+                                  AND (%(only)s::text[] IS NULL OR stripe_event_id = ANY (%(only)s::text[]))
+                                  FOR UPDATE SKIP LOCKED)
+    RETURNING stripe_event_id, attempts
+)
+UPDATE stripe_events e
+   SET processing_outcome = 'parked', failed_at = %(now)s, attempted_at = %(now)s, attempts = abandoned.attempts,
+       error_class = %(error_class)s, processing_error = %(error)s
+  FROM abandoned
+ WHERE e.stripe_event_id = abandoned.stripe_event_id;
 
 -- name: unfinished_events
 SELECT stripe_event_id

@@ -93,6 +93,7 @@ RETURNING organization_id;
 
 -- name: decide_features
 -- Stripe's own features of these organizations; one that is gone stays as a row that says no.  The gate is not theirs.
+-- A summary that was cut short adds features and takes none away: the rest is asked of Stripe.
 INSERT INTO entitlements AS kept (organization_id, feature, active, reason, stripe_object_id, changed_at)
 SELECT organization_id, feature, bool_or(active), 'stripe_features', max(stripe_customer_id) FILTER (WHERE active), %(now)s
   FROM (SELECT c.organization_id, f.feature, true AS active, c.stripe_customer_id
@@ -101,8 +102,12 @@ SELECT organization_id, feature, bool_or(active), 'stripe_features', max(stripe_
          CROSS JOIN unnest(s.features) AS f(feature)
          WHERE c.organization_id = ANY (%(organizations)s)
         UNION ALL
-        SELECT e.organization_id, e.feature, false, NULL
+        SELECT e.organization_id, e.feature, e.active AND short.stripe_customer_id IS NOT NULL, short.stripe_customer_id
           FROM entitlements e
+          LEFT JOIN LATERAL (
+               SELECT max(c.stripe_customer_id) AS stripe_customer_id
+                 FROM customer_organizations c JOIN feature_summaries s USING (stripe_customer_id)
+                WHERE c.organization_id = e.organization_id AND NOT s.features_complete) short ON true
          WHERE e.organization_id = ANY (%(organizations)s)) known
  WHERE feature <> 'saas'
  GROUP BY organization_id, feature
@@ -117,16 +122,19 @@ RETURNING organization_id;
 SELECT feature, active, changed_at FROM entitlements WHERE organization_id = %(organization_id)s ORDER BY feature;
 
 -- name: buying_customer
--- The customer that a new subscription of the organization belongs to: what a person mapped last, else one that is known.
+-- The customer that a new subscription of the organization belongs to: whom a person has mapped now, else one that is
+-- known to be the organization's and nobody else's.
 SELECT stripe_customer_id
-  FROM (SELECT stripe_customer_id, 1 AS place, upper(valid_during) AS until
+  FROM (SELECT stripe_customer_id, 1 AS place
           FROM customer_mappings
          WHERE text_range(organization_id, organization_id, '[]')
                && text_range(%(organization_id)s, %(organization_id)s, '[]')
+           AND valid_during @> now()
         UNION ALL
-        SELECT c.stripe_customer_id, 2, NULL
+        SELECT c.stripe_customer_id, 2
           FROM customer_organizations c
+          JOIN known_customer_organizations k USING (stripe_customer_id, organization_id)
           LEFT JOIN stripe_customers s USING (stripe_customer_id)
          WHERE c.organization_id = %(organization_id)s AND NOT coalesce(s.deleted, false)) known
- ORDER BY place, until DESC NULLS FIRST, stripe_customer_id
+ ORDER BY place, stripe_customer_id
  LIMIT 1;

@@ -1,3 +1,7 @@
+-- name: commit_durably
+-- A role or a database may have it off; what is acknowledged must survive a crash.  A stronger setting stays.
+SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
+
 -- name: store_events
 -- Each event once, with its work.  In the order of their ids, so that two batches wait for each other and never both.
 -- A body is sent once: the payload is made of it here, unless something in it had to be replaced first.
