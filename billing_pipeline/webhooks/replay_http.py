@@ -59,7 +59,12 @@ class Delivered:
 
 
 def require_address(url: str) -> None:
-    """Raises `UserError` for what cannot be an intake's address."""
+    """Raises `UserError` for what cannot be an intake's address, or may hold a password: events' notes keep it."""
+    if "@" in url:
+        raise UserError(
+            "--webhook-url must not have a user or a password, nor any @: the events' notes keep it, and a note cannot "
+            "be changed. Nothing was replayed."
+        )
     if not url.startswith(("http://", "https://")) or any(not char.isprintable() or char == " " for char in url):
         raise UserError(f"--webhook-url {url} is no address; it is like http://127.0.0.1:8000/webhooks/stripe.")
 

@@ -219,6 +219,15 @@ def test_what_is_no_address_is_refused(url):
         require_address(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["https://who:pa55@x/y", "http://pa55@x", "ftp://who:pa55@x", "http://who:pa55/5@x", "w:pa55@x"]
+)
+def test_an_address_with_a_password_is_refused_without_showing_it(url):
+    with pytest.raises(UserError, match="must not have a user or a password") as refused:
+        require_address(url)
+    assert "pa55" not in str(refused.value)
+
+
 def test_our_signature_is_one_that_the_intake_takes():
     header = signature_header(b'{"id":"evt_1"}', SECRET, at=now())
 
