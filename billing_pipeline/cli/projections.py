@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,7 +31,7 @@ HOW = {"only_live": "is here and should not be", "only_rebuilt": "is missing"}
 def sweep_events_command(
     since: Annotated[
         str | None,
-        typer.Option(help="From here on, e.g. 2026-11-10T00:00:00Z. Default: an hour before the last sweep's end."),
+        typer.Option(help="Further back than an hour before the last sweep's end, e.g. to 2026-11-10T00:00:00Z."),
     ] = None,
     objects: Annotated[
         bool, typer.Option("--objects", help="Also read all of Stripe's objects anew: for gaps of more than 30 days.")
@@ -57,6 +58,8 @@ def sweep_events_command(
     _print_sweep(report)
     if read is not None:
         _print_reread(read)
+    if report.gap_from is not None:
+        _print_gap(report.gap_from, read)
 
 
 def rebuild_projections_command(
@@ -124,17 +127,25 @@ def _print_sweep(report: SweepReport) -> None:
         typer.echo(f"  {count:>8,}  {event_type}")
     if (left := len(report.missing) - TYPES_SHOWN) > 0:
         typer.echo(f"  and {left:,} types more; --json has them all.")
-    if report.unreadable:
-        typer.echo(f"{report.unreadable:,} listed events are none that can be stored; the log says why.")
     if missing:
         typer.echo("They are stored and due now; a type your endpoint does not ask for is expected here.")
-    if report.gap_from is not None:
+    if report.unreadable:
         typer.echo(
             as_typed(
-                f"The sweep before ended {report.gap_from:%Y-%m-%d %H:%M} UTC, more than 30 days ago: what Stripe told "
-                "in between it lists no more. Run `billing-pipeline sweep-events --objects`."
+                f"{report.unreadable:,} listed events could not be stored; the log says why. Once that is mended: "
+                f"`billing-pipeline sweep-events --since {report.complete_from:%Y-%m-%dT%H:%M:%SZ}`."
             )
         )
+
+
+def _print_gap(gap_from: datetime, read: RereadReport | None) -> None:
+    gap = f"Stripe lists 30 days, and from {gap_from:%Y-%m-%d %H:%M} UTC on nobody had swept for longer"
+    if read is None:
+        typer.echo(as_typed(f"{gap}. Run `billing-pipeline sweep-events --objects`, which makes up for it."))
+    elif read.unreadable:
+        typer.echo(f"{gap}. This stays known until every object can be read.")
+    else:
+        typer.echo(f"{gap}. The objects that were read now make up for it.")
 
 
 def _print_reread(read: RereadReport) -> None:

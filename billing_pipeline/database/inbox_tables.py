@@ -145,8 +145,13 @@ event_sweeps = Table(
     Column("complete_through", Instant, nullable=False, comment="every event of Stripe's until then is in the inbox"),
     Column("events_listed", BigInteger, nullable=False),
     Column("events_missing", BigInteger, nullable=False, comment="never delivered; inserted by this sweep"),
+    Column("events_unreadable", BigInteger, nullable=False, comment="listed, and could not be stored"),
+    Column("gap_from", Instant, comment="from here to complete_from nobody swept and Stripe lists no more"),
+    Column("gap_closed_at", Instant, comment="when all objects had been read anew, which makes up for the gap"),
     Column("finished_at", Instant, nullable=False),
     CheckConstraint("complete_from <= complete_through", name="span"),
+    CheckConstraint("gap_from < complete_from", name="gap"),
+    CheckConstraint("gap_closed_at IS NULL OR gap_from IS NOT NULL", name="gap_closed"),
 )
 
 signature_failures = Table(

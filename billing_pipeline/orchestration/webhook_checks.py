@@ -125,12 +125,28 @@ def signature_failures(billing: BillingResource) -> dg.AssetCheckResult:
 
 @dg.asset_check(asset=stripe_events.key)
 def events_complete_through(context: dg.AssetCheckExecutionContext, billing: BillingResource) -> dg.AssetCheckResult:
-    """While the hourly sweep is on: every event of Stripe's until two hours ago is in the inbox."""
+    """Every event that Stripe listed is in the inbox; while the hourly sweep is on, until two hours ago."""
     with billing.webhook_flow() as flow:
         found, now = health.last_sweep(flow.connection), flow.clock()
+        gap, unreadable = health.open_gap(flow.connection), health.unreadable_since(flow.connection, now=now)
     sweep_is_on = is_on(context.instance, SWEEP_SCHEDULE)
     late = found is None or found.complete_through < now - COMPLETE_WITHIN
     told: dict[str, Any] = {"sweep_is_on": sweep_is_on}
+    wrong, steps = [], []
+    if sweep_is_on and late:
+        wrong.append(_since(found.complete_through if found else None))
+        steps.append(
+            "The run of sweep_stripe_events that failed says why; `billing-pipeline sweep-events` does it now."
+        )
+    if gap:
+        wrong.append(f"Stripe lists no more what it told from {_minute(gap.gap_from)} to {_minute(gap.gap_until)} UTC")
+        steps.append("`billing-pipeline sweep-events --objects` reads all objects anew, which makes up for it.")
+    if unreadable:
+        wrong.append(f"listed events could not be stored since {_minute(unreadable)} UTC")
+        steps.append(
+            "The log says why of each; after the cause is mended, `billing-pipeline sweep-events --since "
+            f"{unreadable:%Y-%m-%dT%H:%M:%SZ}` reads them again."
+        )
     if found is not None:
         told |= {
             "complete_through": dg.MetadataValue.timestamp(found.complete_through),
@@ -138,10 +154,10 @@ def events_complete_through(context: dg.AssetCheckExecutionContext, billing: Bil
         }
     return _result(
         "events_complete_through",
-        passed=not (sweep_is_on and late),
+        passed=not wrong,
         severity=ERROR,
-        found=_since(found.complete_through if found else None) if sweep_is_on and late else None,
-        do_next="The run of sweep_stripe_events that failed says why; `billing-pipeline sweep-events` does it now.",
+        found="; ".join(wrong) or None,
+        do_next=" ".join(steps) or "Nothing.",
         metadata=told,
     )
 
@@ -205,7 +221,11 @@ def _result(
 
 
 def _since(moment: datetime | None) -> str:
-    return f"complete through {moment:%Y-%m-%d %H:%M} UTC only" if moment else "no sweep has ended yet"
+    return f"complete through {_minute(moment)} UTC only" if moment else "no sweep has ended yet"
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -84,7 +84,8 @@ class SweepConfig(dg.Config):
     """How far back to look."""
 
     since: str | None = Field(
-        default=None, description="A time with its offset, at most 30 days ago; left out: an hour before the last end."
+        default=None,
+        description="How far back, a time with its offset; at least an hour before the last end, at most 30 days.",
     )
     objects: bool = Field(default=False, description="Whether to read all of Stripe's objects anew as well.")
 

@@ -18,6 +18,8 @@ from billing_pipeline.domain.projections.invoices import TRANSITIONS
 
 DAY = timedelta(hours=24)
 HOUR = timedelta(hours=1)
+LISTED = timedelta(days=30)
+"""How long Stripe lists an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,14 @@ class Sweep:
     events_listed: int
     events_missing: int
     finished_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What no sweep has read and Stripe lists no more: events of [gap_from, gap_until)."""
+
+    gap_from: datetime
+    gap_until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,19 @@ def refused(connection: Connection[Any], *, now: datetime) -> Mapping[str, int]:
 def last_sweep(connection: Connection[Any]) -> Sweep | None:
     """The sweep that came furthest."""
     return next(iter(queries.fetch(connection, "last_sweep", Sweep)), None)
+
+
+def open_gap(connection: Connection[Any]) -> Gap | None:
+    """From the first to the last moment that only a re-read of the objects makes up for; None where all was swept."""
+    gaps = queries.fetch_dicts(connection, "open_gaps")
+    return Gap(gaps[0]["gap_start"], max(gap["gap_end"] for gap in gaps)) if gaps else None
+
+
+def unreadable_since(connection: Connection[Any], *, now: datetime) -> datetime | None:
+    """The start of the first span with events that could not be stored and that Stripe still lists."""
+    [found] = queries.fetch_dicts(connection, "unreadable_spans", {"listed_since": now - LISTED})
+    since: datetime | None = found["since_at"]
+    return since
 
 
 def invoice_steps(connection: Connection[Any], *, now: datetime) -> list[InvoiceStep]:

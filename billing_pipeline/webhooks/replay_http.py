@@ -31,6 +31,10 @@ REFUSED = {
     503: "It cannot store webhooks now: `/readyz` of it says why.",
 }
 """What an answer that is no success mostly means."""
+REDIRECTS = (
+    "It redirects, and a signed delivery follows no redirect. Give the intake's own address with --webhook-url; "
+    "where that is right, a proxy or a login stands before it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,18 @@ class Delivered:
     @property
     def why_not(self) -> str:
         """What to look at where it has not."""
+        if 300 <= self.http_status < 400:
+            return REDIRECTS
         return REFUSED.get(self.http_status, "Its log says why.")
 
 
 def require_address(url: str) -> None:
-    """Raises `UserError` for what cannot be an intake's address."""
+    """Raises `UserError` for what cannot be an intake's address, or may hold a password: events' notes keep it."""
+    if "@" in url:
+        raise UserError(
+            "--webhook-url must not have a user or a password, nor any @: the events' notes keep it, and a note cannot "
+            "be changed. Nothing was replayed."
+        )
     if not url.startswith(("http://", "https://")) or any(not char.isprintable() or char == " " for char in url):
         raise UserError(f"--webhook-url {url} is no address; it is like http://127.0.0.1:8000/webhooks/stripe.")
 
@@ -95,12 +106,22 @@ def outcomes(
         sleep(LOOK_AGAIN_SECONDS)
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect an answer: followed, it would give the signature to another host, and ask it with GET."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
 def _post(url: str, body: bytes, signature: str) -> tuple[int, str | None]:
     request = urllib.request.Request(url, data=body, method="POST")
     request.add_header("Content-Type", "application/json")
     request.add_header("Stripe-Signature", signature)
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS_MAX) as answer:
+        with _OPENER.open(request, timeout=ANSWER_SECONDS_MAX) as answer:
             return answer.status, _status(answer.read(ANSWER_BYTES_MAX))
     except urllib.error.HTTPError as exc:
         with exc:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from psycopg import Connection
 
+from billing_pipeline.database import queries
 from billing_pipeline.database.projections import digests
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.projections.projected import READ, ObjectKind
@@ -60,8 +61,10 @@ def reread(
     """Bring what is kept to what Stripe shows now.  `progress` is told the kind and how many were read of it,
     `on_changed` what the dispatcher's is told.
 
+    Where every object could be read, the gaps that sweeps had found before are closed.
     Raises `StripeUnavailable`, `StripeRefused` and `DatabaseUnavailable`; the pages until then are kept.
     """
+    gaps = [gap["sweep_id"] for gap in queries.fetch_dicts(connection, "open_gaps")]
     seen: dict[str, int] = {}
     changed: dict[str, int] = {}
     unreadable = 0
@@ -79,6 +82,8 @@ def reread(
             changed[kind.value] += len(new)
             unreadable += broken
             progress(kind.value, seen[kind.value])
+    if gaps and not unreadable:
+        queries.execute(connection, "close_gaps", {"ids": gaps, "now": clock()})
     logger.info("Stripe's objects read again", extra={"read": seen, "changed": changed})
     return RereadReport(seen, changed, unreadable)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from psycopg import Connection
 from billing_pipeline.database import queries
 from billing_pipeline.errors import DeliveryRefused
 from billing_pipeline.webhooks.deliveries import Delivery, found_delivery
-from billing_pipeline.webhooks.health import last_sweep
+from billing_pipeline.webhooks.health import last_sweep, open_gap
 from billing_pipeline.webhooks.inbox import Origin, Result, Stored, store
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ class ListEvents(Protocol):
 class SweepReport:
     """What was listed, and what of it had never been delivered, by type.
 
-    `gap_from` is set where Stripe no longer lists events since the last sweep: until `complete_from` only a re-read of
-    the objects helps.  `unreadable` are listed events that are none.
+    `gap_from` is set as long as there is a time that nobody swept and Stripe lists no more: only a re-read of the
+    objects makes up for it.  `unreadable` are listed events that could not be stored.
     """
 
     complete_from: datetime
@@ -63,24 +63,27 @@ def sweep(
     since: datetime | None = None,
     progress: Callable[[SweepReport], None] = lambda report: None,
 ) -> SweepReport:
-    """Store every event that the lists show and the inbox lacks, of `since` or the last sweep until a minute ago.
+    """Store every event that the lists show and the inbox lacks, from the last sweep until a minute ago.
 
-    `kept` is how long Stripe lists an event.  `progress` is told after each page.
+    `since` may go further back, and never leaves out what nobody swept.  `kept` is how long Stripe lists an event.
+    `progress` is told after each page.
     Raises `StripeUnavailable`, `StripeRefused` and `DatabaseUnavailable`; what was stored until then stays.
     """
     before = last_sweep(connection)
     oldest = stripe_now - kept
-    wanted = since or (before.complete_through - OVERLAP if before else oldest)
-    start, end = max(wanted, oldest), stripe_now - BEHIND
+    unswept = before.complete_through - OVERLAP if before else oldest
+    start, end = max(min(since or unswept, unswept), oldest), stripe_now - BEHIND
+    known = open_gap(connection)
     gap = before.complete_through if before and before.complete_through < oldest else None
-    report = SweepReport(start, start, gap_from=gap)
+    report = SweepReport(start, start, gap_from=known.gap_from if known else gap)
     for span_start, span_end in _spans(start, end):
         span = SweepReport(span_start, span_end)
         for events in lists:
             for page in events(since=span_start, until=span_end):
                 span = _stored(connection, page, span, stuck_after)
                 progress(_joined(report, span))
-        _record(connection, span, clock())
+        _record(connection, replace(span, gap_from=gap), clock())
+        gap = None  # It is the first span's; from there on the spans are without one.
         report = _joined(report, span)
     if report.missing:
         logger.info(
@@ -137,6 +140,8 @@ def _record(connection: Connection[Any], span: SweepReport, now: datetime) -> No
             "complete_through": span.complete_through,
             "listed": span.listed,
             "missing": span.missing.total(),
+            "unreadable": span.unreadable,
+            "gap_start": span.gap_from,
             "now": now,
         },
     )

@@ -141,6 +141,11 @@ def test_one_that_fails_again_is_told_and_exits_1(stack, inbox):
         (["replay", "--event-id", "evt_x", "--event-id", "evt_good", "--yes"], 2, "Not in the inbox: evt_x."),
         (["replay", "--event-id", "evt_good", "--yes", "--webhook-url", "http://x"], 2, "is for --via http"),
         (["replay", "--event-id", "evt_good", "--yes", "--via", "http", "--webhook-url", "x"], 2, "is no address"),
+        (
+            ["replay", "--event-id", "evt_good", "--yes", "--via", "http", "--webhook-url", "https://who:pa55@x/y"],
+            2,
+            "must not have a user or a password",
+        ),
         (["replay", "--event-id", "evt_good", "--yes", "--via", "http"], 2, "STRIPE_WEBHOOK_SECRET is not set"),
         (["replay", "--event-id", "evt_purged", "--yes"], 3, "The payload is no longer kept of evt_purged"),
     ],
@@ -155,7 +160,9 @@ def test_what_cannot_be_done_is_one_sentence_its_exit_code_and_no_change(stack, 
     assert (code, out) == (expected, "")
     assert words in err
     assert "Traceback" not in err
+    assert "pa55" not in err
     assert inbox.execute("SELECT t::text FROM stripe_events t ORDER BY 1").fetchall() == before
+    assert inbox.execute("SELECT count(*) FROM event_notes").fetchone() == (0,)
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"\n", 1), (b"n\n", 1), (b"y\n", 0)])

@@ -53,6 +53,22 @@ def test_the_document_shows_what_a_sweep_prints(stack, simulator):
     assert told["objects"]["read"]["customer"] == told["objects"]["changed"]["customer"] == 3
 
 
+def test_a_gap_is_told_until_the_objects_were_read(stack, simulator):
+    simulator.client().v1.customers.create()
+    billing_pipeline("sweep-events", **stack)
+    simulator.clock.advance(days=40)
+
+    _, found, _ = billing_pipeline("sweep-events", **stack)
+    _, still, _ = billing_pipeline("sweep-events", **stack)
+    _, closed, _ = billing_pipeline("sweep-events", "--objects", **stack)
+    _, after, _ = billing_pipeline("sweep-events", **stack)
+
+    for out in (found, still):
+        assert out.rstrip().endswith("Run `billing-pipeline sweep-events --objects`, which makes up for it.")
+    assert closed.rstrip().endswith("The objects that were read now make up for it.")
+    assert "nobody had swept" not in after
+
+
 def test_a_sweep_from_no_time_is_refused_in_a_sentence(stack):
     code, out, err = billing_pipeline("sweep-events", "--since", "yesterday", **stack)
 

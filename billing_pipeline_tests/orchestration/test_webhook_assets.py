@@ -337,6 +337,25 @@ def test_the_sweep_says_how_far_the_inbox_is_complete_and_its_check_minds_only_w
     assert not check("events_complete_through").passed
 
 
+def test_a_gap_and_an_event_that_was_not_stored_fail_the_check_until_they_are_made_up_for(connection, now, simulator):
+    simulator.client().v1.customers.create()
+    run("sweep_stripe_events")
+    connection.execute("UPDATE event_sweeps SET gap_from = complete_from - interval '9 days' WHERE sweep_id = 1")
+    connection.execute("UPDATE event_sweeps SET events_unreadable = 1 WHERE sweep_id = 1")
+
+    failed = check("events_complete_through")
+
+    assert not failed.passed
+    assert "Stripe lists no more what it told from" in failed.description
+    assert "could not be stored since" in failed.description
+    defs.resolve_job_def("sweep_stripe_events").execute_in_process(
+        run_config={"ops": {"find_missed_events": {"config": {"objects": True}}}}
+    )
+    assert "lists no more" not in check("events_complete_through").description
+    connection.execute("UPDATE event_sweeps SET events_unreadable = 0")
+    assert check("events_complete_through").passed
+
+
 def test_a_sweep_from_the_launchpad_may_read_all_objects(connection, now, simulator):
     simulator.client().v1.customers.create()
     config = {"since": f"{now - timedelta(hours=3):%Y-%m-%dT%H:%M:%SZ}", "objects": True}

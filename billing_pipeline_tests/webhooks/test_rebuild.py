@@ -7,10 +7,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing_pipeline.database.connection import connect
-from billing_pipeline.errors import Refused
+from billing_pipeline.database.projection_tables import PROJECTIONS
+from billing_pipeline.errors import EventUnreadable, Refused
+from billing_pipeline.webhooks import dispatch
+from billing_pipeline.webhooks import rebuild as rebuild_module
 from billing_pipeline.webhooks.dispatch import Dispatcher
 from billing_pipeline.webhooks.rebuild import rebuild
 from billing_pipeline.webhooks.refetch import refetch_due
+from billing_pipeline.webhooks.replay import named_events, replay
 from billing_pipeline_tests.builders import map_customer
 from billing_pipeline_tests.webhooks.events import event, invoice, store, subscription
 from billing_pipeline_tests.webhooks.test_convergence import NOW, TIE, Stripe, at, facts, handled, state
@@ -231,3 +235,57 @@ def test_what_can_no_longer_be_read_is_named_and_forbids_a_swap(connection):
     with pytest.raises(Refused, match=r"1 stored events or answers .* evt_0"):
         rebuild(connection, clock, apply=True)
     assert connection.execute("SELECT count(*) FROM subscriptions").fetchone() == (1,)
+
+
+KINDS = {
+    "stripe_customers": ("customer.updated", {"id": "cus_1", "object": "customer"}),
+    "subscriptions": ("customer.subscription.created", subscription()),
+    "invoices": ("invoice.created", invoice()),
+    "checkout_sessions": (
+        "checkout.session.completed",
+        {"id": "cs_1", "object": "checkout.session", "mode": "payment", "status": "complete", "payment_status": "paid"},
+    ),
+    "feature_summaries": (
+        "entitlements.active_entitlement_summary.updated",
+        {"customer": "cus_1", "object": "entitlements.active_entitlement_summary", "entitlements": {"data": []}},
+    ),
+}
+
+
+def replay_in_a_version_that_cannot(connection, monkeypatch):
+    """Every event that has a row is replayed and fails; the row stays."""
+
+    def cannot(*_args):
+        raise EventUnreadable("this version cannot read it")
+
+    monkeypatch.setattr(dispatch, "understood", cannot)
+    [end] = replay(Dispatcher(connection, clock), named_events(connection, ["evt_0"]))
+    monkeypatch.undo()
+    assert end.processing_outcome == "failed"
+
+
+@pytest.mark.parametrize("table", [table.name for table in PROJECTIONS])
+def test_a_row_whose_event_was_replayed_and_failed_is_not_dropped(connection, monkeypatch, table):
+    handled(connection, [event(*KINDS[table])], [])
+    replay_in_a_version_that_cannot(connection, monkeypatch)
+    before = state(connection)
+
+    def cannot(*_args):
+        raise EventUnreadable("nor can the rebuild")
+
+    monkeypatch.setattr(rebuild_module, "understood", cannot)
+    assert rebuild(connection, clock).replayed.unreadable == ("evt_0",)
+    with pytest.raises(Refused, match=r"1 stored events or answers .* evt_0"):
+        rebuild(connection, clock, apply=True)
+
+    assert state(connection) == before
+    assert connection.execute(f"SELECT source FROM {table}").fetchall() == [("evt_0",)]
+
+
+def test_an_event_that_failed_when_it_was_replayed_and_can_be_read_makes_its_row(connection, monkeypatch):
+    handled(connection, [event("customer.subscription.created", subscription())], [])
+    replay_in_a_version_that_cannot(connection, monkeypatch)
+
+    report = rebuild(connection, clock, apply=True)
+
+    assert (report.differ, report.replayed.events, report.put_right) == (0, 1, None)

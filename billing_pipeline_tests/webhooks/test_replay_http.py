@@ -4,6 +4,7 @@ import json
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -151,6 +152,44 @@ def test_an_answer_says_whether_the_intake_has_the_event(database_url, inbox):
     assert {one.stripe_event_id: one.ended_well for one in found} == {"evt_good": True, "evt_nobodys": False}
 
 
+@contextmanager
+def answering(status, headers, seen):
+    """A server that gives everybody one answer, and notes what it was asked."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.command, self.headers["Stripe-Signature"]))
+            self.send_response(status)
+            for name, value in {"Content-Length": "0", **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_takes_no_event(inbox, status):
+    elsewhere, asked = [], []
+    with answering(200, {}, elsewhere) as login, answering(status, {"Location": f"{login}/login"}, asked) as url:
+        [told] = deliver(inbox, named_events(inbox, ["evt_good"]), url=url, secret=SECRET, clock=now)
+
+    assert (len(asked), elsewhere) == (1, [])
+    assert (told.http_status, told.is_taken) == (status, False)
+    assert told.why_not.startswith("It redirects, and a signed delivery follows no redirect.")
+
+
 def test_no_intake_is_told_with_what_to_do(inbox):
     parcels = deliver(
         inbox,
@@ -178,6 +217,15 @@ def test_what_is_handled_badly_again_is_not_waited_for(inbox):
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(UserError, match="is no address"):
         require_address(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://who:pa55@x/y", "http://pa55@x", "ftp://who:pa55@x", "http://who:pa55/5@x", "w:pa55@x"]
+)
+def test_an_address_with_a_password_is_refused_without_showing_it(url):
+    with pytest.raises(UserError, match="must not have a user or a password") as refused:
+        require_address(url)
+    assert "pa55" not in str(refused.value)
 
 
 def test_our_signature_is_one_that_the_intake_takes():

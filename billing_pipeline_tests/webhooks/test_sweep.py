@@ -1,5 +1,6 @@
 """What Stripe never delivered is found in its lists, and what its events never told in its objects."""
 
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import pytest
@@ -9,6 +10,7 @@ from billing_pipeline.orchestration.webhook_flow import WebhookFlow
 from billing_pipeline.stripe_api import events as stripe_lists
 from billing_pipeline.stripe_api.client import make_client
 from billing_pipeline.webhooks import reread as reread_module
+from billing_pipeline.webhooks.health import Gap, open_gap, unreadable_since
 from billing_pipeline.webhooks.rebuild import rebuild
 from billing_pipeline.webhooks.sweep import sweep
 from billing_pipeline_tests.stripe_simulator.conftest import streaming
@@ -114,11 +116,11 @@ def test_a_sweep_that_dies_moves_no_mark(connection):
         event("customer.created", {"id": f"cus_{n}", "object": "customer"}, created=int(now.timestamp()) - 3_600 * n)
         for n in (60, 30, 29, 28)
     ]
-    known = {"stripe_now": now, "kept": timedelta(days=30), "stuck_after": timedelta(minutes=5), "clock": lambda: now}
+    known = {"stripe_now": now, "kept": timedelta(days=3), "stuck_after": timedelta(minutes=5), "clock": lambda: now}
     start = now - timedelta(days=3)
 
     with pytest.raises(StripeUnavailable):
-        sweep(connection, [Lists(*told, dies_after=3)], since=start, **known)
+        sweep(connection, [Lists(*told, dies_after=3)], **known)
 
     # The first day is whole; of the second two events are stored, and it is not said to be whole.
     assert marks(connection) == [(start, start + timedelta(days=1))]
@@ -137,6 +139,106 @@ def test_a_gap_that_stripe_lists_no_more_is_told(connection, flow, stripe, simul
 
     assert report.gap_from == last
     assert report.complete_from > last + timedelta(days=9)
+    assert open_gap(connection) == Gap(last, report.complete_from)
+
+
+def test_a_gap_stays_known_until_all_objects_were_read(connection, flow, stripe, simulator, monkeypatch):
+    customers(stripe)
+    flow.sweep()
+    last = marks(connection)[-1][1]
+    simulator.clock.advance(days=40)
+    flow.sweep()
+    simulator.clock.advance(hours=1)
+
+    assert flow.sweep().gap_from == last
+    with monkeypatch.context() as dying:
+        dying.setattr(reread_module, "_summaries", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            flow.reread()
+    assert open_gap(connection) is not None
+    with monkeypatch.context() as blind:
+        blind.setattr(reread_module, "_readable", lambda kind, page: ([], len(page)))
+        assert flow.reread().unreadable > 0
+    assert open_gap(connection) is not None
+    flow.reread()
+
+    assert open_gap(connection) is None
+    assert flow.sweep().gap_from is None
+
+
+@dataclass
+class Asked:
+    """A list without an event that notes what it was asked for."""
+
+    spans: list = field(default_factory=list)
+
+    def __call__(self, *, since, until):
+        self.spans.append((since, until))
+        return []
+
+    def covers(self, start, end):
+        for since, until in sorted(self.spans):
+            start = max(start, until) if since <= start else start
+        return start >= end
+
+
+def swept(connection, lists, now, **choice):
+    known = {"kept": timedelta(days=30), "stuck_after": timedelta(minutes=5), "clock": lambda: now}
+    return sweep(connection, [lists], stripe_now=now, **known, **choice)
+
+
+def test_a_sweep_since_a_time_leaves_out_nothing_after_the_last_sweep(connection):
+    first, asked = datetime.fromisoformat("2026-09-22T12:00:00+00:00"), Asked()
+    swept(connection, Asked(), first)
+    later = first + timedelta(days=5)
+
+    swept(connection, asked, later, since=later - timedelta(hours=1))
+    swept(connection, asked, later + timedelta(hours=1))
+
+    assert asked.covers(first - timedelta(minutes=1), later + timedelta(minutes=59))
+
+
+def test_a_first_sweep_since_a_time_reads_all_that_stripe_lists(connection):
+    now, asked = datetime.fromisoformat("2026-09-22T12:00:00+00:00"), Asked()
+
+    swept(connection, asked, now, since=now - timedelta(hours=1))
+
+    assert asked.covers(now - timedelta(days=30), now - timedelta(minutes=1))
+
+
+def test_a_sweep_since_a_time_before_the_last_one_goes_back_to_it(connection):
+    now, asked = datetime.fromisoformat("2026-09-22T12:00:00+00:00"), Asked()
+    swept(connection, Asked(), now)
+
+    report = swept(connection, asked, now, since=now - timedelta(days=9))
+
+    assert (report.complete_from, asked.spans[0][0]) == (now - timedelta(days=9), now - timedelta(days=9))
+
+
+def test_a_span_with_an_event_that_cannot_be_stored_is_known_until_it_is_swept_without(connection):
+    now = datetime.fromisoformat("2026-09-22T12:00:00+00:00")
+    good = event("customer.created", {"id": "cus_1", "object": "customer"}, created=int(now.timestamp()) - 300)
+    report = swept(connection, Lists({**good, "id": "not an event"}), now)
+    bad = now - timedelta(days=1)
+    later = now + timedelta(hours=3)
+
+    assert report.unreadable == 1
+    assert connection.execute("SELECT sum(events_unreadable) FROM event_sweeps").fetchone() == (1,)
+    assert unreadable_since(connection, now=now) == bad
+    swept(connection, Asked(), later)
+    # It read a part of that span only.
+    assert unreadable_since(connection, now=later) == bad
+    swept(connection, Lists(good), later, since=bad)
+    assert unreadable_since(connection, now=later) is None
+
+
+def test_a_span_that_stripe_lists_no_more_is_not_asked_for_again(connection):
+    now = datetime.fromisoformat("2026-09-22T12:00:00+00:00")
+    bad = event("customer.created", {"id": "cus_1"}, created=int(now.timestamp()) - 300, id="not an event")
+    swept(connection, Lists(bad), now)
+
+    assert unreadable_since(connection, now=now + timedelta(days=29)) is not None
+    assert unreadable_since(connection, now=now + timedelta(days=31)) is None
 
 
 def test_what_is_no_event_is_counted_and_keeps_nothing_back(connection):

@@ -41,8 +41,28 @@ SELECT reason, sum(deliveries)::bigint AS deliveries
 -- name: last_sweep
 SELECT complete_from, complete_through, events_listed, events_missing, finished_at
   FROM event_sweeps
- ORDER BY complete_through DESC
+ ORDER BY complete_through DESC, sweep_id DESC
  LIMIT 1;
+
+-- name: open_gaps
+-- What was never swept, that Stripe lists no more, and that no re-read of the objects has made up for.
+SELECT sweep_id, gap_from AS gap_start, complete_from AS gap_end
+  FROM event_sweeps
+ WHERE gap_from IS NOT NULL AND gap_closed_at IS NULL
+ ORDER BY gap_from;
+
+-- name: close_gaps
+UPDATE event_sweeps SET gap_closed_at = %(now)s WHERE sweep_id = ANY (%(ids)s::bigint[]) AND gap_closed_at IS NULL;
+
+-- name: unreadable_spans
+-- Spans with events that could not be stored, as long as Stripe lists them and no later sweeps read them without one.
+SELECT min(s.complete_from) AS since_at
+  FROM event_sweeps s
+ WHERE s.events_unreadable > 0 AND s.complete_through >= %(listed_since)s
+   AND NOT tstzrange(s.complete_from, s.complete_through) <@ (
+           SELECT coalesce(range_agg(tstzrange(l.complete_from, l.complete_through)), '{}')
+             FROM event_sweeps l
+            WHERE l.sweep_id > s.sweep_id AND l.events_unreadable = 0);
 
 -- name: invoice_steps
 -- From which state to which the events of a day say that invoices went; only those that say both.
@@ -84,5 +104,6 @@ SELECT feature || CASE WHEN active THEN ': active' ELSE ': not active' END AS st
  ORDER BY feature, active DESC;
 
 -- name: record_sweep
-INSERT INTO event_sweeps (complete_from, complete_through, events_listed, events_missing, finished_at)
-VALUES (%(complete_from)s, %(complete_through)s, %(listed)s, %(missing)s, %(now)s);
+INSERT INTO event_sweeps
+       (complete_from, complete_through, events_listed, events_missing, events_unreadable, gap_from, finished_at)
+VALUES (%(complete_from)s, %(complete_through)s, %(listed)s, %(missing)s, %(unreadable)s, %(gap_start)s, %(now)s);

@@ -98,12 +98,20 @@ CREATE TABLE billing_pipeline.event_sweeps (
     complete_through TIMESTAMPTZ NOT NULL,
     events_listed BIGINT NOT NULL,
     events_missing BIGINT NOT NULL,
+    events_unreadable BIGINT NOT NULL,
+    gap_from TIMESTAMPTZ,
+    gap_closed_at TIMESTAMPTZ,
     finished_at TIMESTAMPTZ NOT NULL,
     CONSTRAINT event_sweeps_pkey PRIMARY KEY (sweep_id),
-    CONSTRAINT event_sweeps_span_check CHECK (complete_from <= complete_through)
+    CONSTRAINT event_sweeps_span_check CHECK (complete_from <= complete_through),
+    CONSTRAINT event_sweeps_gap_check CHECK (gap_from < complete_from),
+    CONSTRAINT event_sweeps_gap_closed_check CHECK (gap_closed_at IS NULL OR gap_from IS NOT NULL)
 );
 COMMENT ON COLUMN billing_pipeline.event_sweeps.complete_through IS 'every event of Stripe''s until then is in the inbox';
 COMMENT ON COLUMN billing_pipeline.event_sweeps.events_missing IS 'never delivered; inserted by this sweep';
+COMMENT ON COLUMN billing_pipeline.event_sweeps.events_unreadable IS 'listed, and could not be stored';
+COMMENT ON COLUMN billing_pipeline.event_sweeps.gap_from IS 'from here to complete_from nobody swept and Stripe lists no more';
+COMMENT ON COLUMN billing_pipeline.event_sweeps.gap_closed_at IS 'when all objects had been read anew, which makes up for the gap';
 
 CREATE TABLE billing_pipeline.signature_failures (
     minute_at TIMESTAMPTZ NOT NULL,
