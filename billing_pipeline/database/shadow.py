@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg import Connection
 from psycopg.sql import SQL, Composed, Identifier
 from sqlalchemy import Table
 
+from billing_pipeline.database import queries
 from billing_pipeline.database.base import SCHEMA
 from billing_pipeline.database.projection_tables import PROJECTIONS, customer_organizations, entitlements
 
@@ -23,8 +25,10 @@ COPIED = (*PROJECTIONS, customer_organizations, entitlements)
 WHOSE = "known_customer_organizations"
 """The view that says whose a customer is, from the projections."""
 
-LOCK = 8722
-"""The number of the advisory lock that a rebuild holds, for there is one copy."""
+LOCK = "rebuild of the projections"
+"""The lease that a rebuild holds, for there is one copy."""
+
+LONGEST_REBUILD = timedelta(hours=1)
 
 NOT_CONTENT = {"source", "changed_at"}
 """Of two events that say the same in one second either may be the source; when a gate changed is known live only."""
@@ -52,16 +56,17 @@ class Compared:
     differ: int
 
 
-def only_one(connection: Connection[Any]) -> bool:
-    """Whether this session may rebuild until it is `done`; False while another does."""
-    [(taken,)] = connection.execute("SELECT pg_try_advisory_lock(%s)", [LOCK]).fetchall()
-    return bool(taken)
+def only_one(connection: Connection[Any], holder: str, *, now: datetime) -> bool:
+    """Whether `holder` may rebuild until it is `done`; False while another does, or has died within the last hour."""
+    # A lease and no lock of the session, which a pooler may give to the next transaction's stranger.
+    lease = {"lock_key": LOCK, "holder": holder, "expires_at": now + LONGEST_REBUILD, "now": now}
+    return bool(queries.fetch_dicts(connection, "acquire_lease", lease))
 
 
-def done(connection: Connection[Any]) -> None:
+def done(connection: Connection[Any], holder: str) -> None:
     """Drop the copy and let others rebuild."""
     _drop(connection)
-    connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+    queries.execute(connection, "release_lease", {"lock_key": LOCK, "holder": holder})
 
 
 def make_shadow(connection: Connection[Any]) -> None:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from psycopg import Connection, IsolationLevel
 
@@ -110,8 +111,12 @@ def rebuild(
     Raises `Refused` while another rebuild is under way, or where `apply` would drop what events say that this version
     cannot read; and `DatabaseUnavailable`.
     """
-    if not shadow.only_one(connection):
-        raise Refused("Another rebuild is under way in this database; nothing was done. Wait for it to end.")
+    holder = f"rebuild {uuid4()}"
+    if not shadow.only_one(connection, holder, now=clock()):
+        raise Refused(
+            "Another rebuild is under way in this database, or was killed within the last hour; nothing was done. "
+            "Wait for it to end."
+        )
     try:
         since = clock() - LONGEST_TRANSACTION
         report = _compared(connection, clock(), progress)
@@ -123,7 +128,7 @@ def rebuild(
             tell(on_changed, report.organizations)
     finally:
         if not connection.closed:
-            shadow.done(connection)
+            shadow.done(connection, holder)
     logger.info(
         "Projections rebuilt",
         extra={"events": report.replayed.events, "differ": report.differ, "put_right": report.put_right},

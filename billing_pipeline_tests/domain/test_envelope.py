@@ -4,7 +4,7 @@ import copy
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing_pipeline.domain.envelope import PayloadStyle, parse_envelope
@@ -29,9 +29,9 @@ THIN = {
 }
 
 json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
 )
 
 
@@ -116,6 +116,7 @@ def test_what_cannot_be_stripes_is_refused(event):
     assert refused.value.reason == "invalid_payload"
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.sampled_from([SNAPSHOT, THIN]), st.dictionaries(st.sampled_from([*SNAPSHOT, *THIN]), json, max_size=3))
 def test_no_delivery_makes_anything_but_an_envelope_or_a_refusal(event, changes):
     try:

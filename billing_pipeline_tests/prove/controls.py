@@ -17,7 +17,7 @@ from uuid import uuid4
 from billing_pipeline.database import queries
 from billing_pipeline.domain.entries import EntryState, Outcome, Verdict
 from billing_pipeline.stripe_api.meter_events import Answer, V1MeterSink, V2StreamSink
-from billing_pipeline.usage import aggregate, attempts, confirm, flush, gate, send, submit
+from billing_pipeline.usage import aggregate, attempts, confirm, flow, gate, send, submit
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.mark import HighWaterMark, Mark
 from billing_pipeline_tests.prove.plan import Chances
@@ -84,7 +84,7 @@ def settle_too_short(world: World, stack: ExitStack) -> None:
 def no_gate(world: World, stack: ExitStack) -> None:
     """A restored ledger goes on as if nothing had happened."""
     _set(stack, gate, "lost_attempts", lambda *_: None)
-    _set(stack, flush, "lost_canaries", lambda *_, **__: None)
+    _set(stack, flow, "lost_canaries", lambda *_, **__: None)
     state_after = attempts.state_after
     _set(stack, attempts, "state_after", lambda outcome, **_: state_after(outcome, earlier_unknown=True))
     _set(stack, submit, "halts", lambda *_: False)
@@ -104,7 +104,7 @@ def gate_without_adoption(world: World, stack: ExitStack) -> None:
         mark.replace_with(Mark(str(identity.ledger_id), world.attempts(), identity.epoch))
 
     _set(stack, world, "adopt", only_sign)
-    _set(stack, flush, "lost_canaries", lambda *_, **__: None)
+    _set(stack, flow, "lost_canaries", lambda *_, **__: None)
 
 
 def sent_before_sending(world: World, stack: ExitStack) -> None:
@@ -123,7 +123,7 @@ def sent_before_sending(world: World, stack: ExitStack) -> None:
 
 def no_confirmation(world: World, stack: ExitStack) -> None:
     """What Stripe accepted is never looked for."""
-    _set(stack, flush.UsageFlow, "confirm", lambda self: None)
+    _set(stack, flow.UsageFlow, "confirm", lambda self: None)
 
 
 def random_identifier(world: World, stack: ExitStack) -> None:
