@@ -69,7 +69,8 @@ def rebuild_projections_command(
     """Make subscriptions, invoices and entitlements anew from the stored events, and compare.
 
     Exits 1 where a row is not what the events say; --apply puts it right and exits 0.
-    What other programs read goes on being readable; with --apply, webhook events are handled a few seconds later.
+    What other programs read goes on being readable. With --apply, webhook events wait to be handled while everybody's
+    entitlements are decided anew: the more customers, the longer.
 
     Example: billing-pipeline rebuild-projections
     """
