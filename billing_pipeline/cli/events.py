@@ -89,7 +89,7 @@ def show(
     payload: Annotated[bool, typer.Option("--payload", help="Print its JSON too, without personal data.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show all about one event: what came, what became of it, what it changed.
+    """Show one event: what came of it, and what it changed.
 
     Payloads are shown without what belongs to a person: names, addresses, tax ids and the like.
 
@@ -132,7 +132,9 @@ def annotate(
 def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
-    """Let the bodies of old handled events go, as BILLING_EVENT_BODIES_KEPT_DAYS says.
+    """Let the bodies of old handled events go.
+
+    How old is for BILLING_EVENT_BODIES_KEPT_DAYS to say.
 
     Raw body and payload go; the event, its digest, type and outcome stay for ever.
     What is not handled keeps its body.  The projections can be made anew only from events that still have theirs.

@@ -66,7 +66,9 @@ def rebuild_projections_command(
     apply: Annotated[bool, typer.Option("--apply", help="Put the rows that differ right.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Make subscriptions, invoices and entitlements anew from the stored events, and compare.
+    """Make the projections anew from stored events; compare.
+
+    These are customers, subscriptions, invoices and entitlements.
 
     Exits 1 where a row is not what the events say; --apply puts it right and exits 0.
     What other programs read goes on being readable. With --apply, webhook events wait to be handled while everybody's

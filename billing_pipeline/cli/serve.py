@@ -38,8 +38,9 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen on; TLS is a proxy's work.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: BILLING_INTAKE_PORT, 8000.", min=1, max=65535)] = None,
 ) -> None:
-    """Take Stripe's webhooks at /webhooks/stripe, until SIGTERM or Ctrl-C.
+    """Take and handle Stripe's webhooks until told to stop.
 
+    They come to /webhooks/stripe; SIGTERM or Ctrl-C ends it.
     Each is verified, stored and committed before it is answered, and handled right after it.
     /healthz, /readyz and /metrics are for operators.
     Example: billing-pipeline serve --port 8000

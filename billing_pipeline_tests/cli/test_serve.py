@@ -1,5 +1,6 @@
 """`billing-pipeline serve` starts only where a delivery could be stored, and loses none that it has answered."""
 
+import http.client
 import signal
 import socket
 import time
@@ -65,7 +66,7 @@ def deliver_until_it_ends(intake, client, acknowledged):
     for number in range(EVENTS):
         try:
             answer = intake.deliver(f"evt_{client}_{number}")
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return
         if answer.status == 202:
             acknowledged.append(f"evt_{client}_{number}")
