@@ -91,7 +91,7 @@ class Visitor:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using variable_values:DeprecationWarning")  # of Dagster's own client
-@pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome on this machine to look at the pages with")
+@pytest.mark.skipif(PROGRAM is None, reason="Chromium or Chrome is not installed: apt-get install chromium")
 def test_whoever_opens_the_pages_finds_what_they_came_for(port, tmp_path):
     run_id = launch_job("usage_flush", port=port)
     wait_for_run(run_id, port=port, seconds_max=120)

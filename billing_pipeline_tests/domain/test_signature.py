@@ -20,8 +20,9 @@ OTHER = "whsec_another0secret0of0the0tests"
 
 
 def vectors():
-    if not VECTORS.exists():
-        return [pytest.param(None, marks=pytest.mark.skip("no signature vectors beside the repository"))]
+    if not VECTORS.parents[1].exists():
+        why = f"{VECTORS.parents[1]} is not there: the recorded signatures are kept beside it"
+        return [pytest.param(None, marks=pytest.mark.skip(why))]
     found = json.loads((VECTORS / "vectors.json").read_text())["vectors"]
     return [pytest.param(vector, id=vector["name"]) for vector in found]
 
