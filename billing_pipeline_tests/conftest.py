@@ -1,4 +1,8 @@
-"""Fixtures come from one plugin per concern."""
+"""Fixtures come from one plugin per concern; what every test has to leave as it was is looked at here."""
+
+import logging
+
+import pytest
 
 pytest_plugins = [
     "billing_pipeline_tests.fix_aggregation",
@@ -9,3 +13,10 @@ pytest_plugins = [
     "billing_pipeline_tests.fix_trial",
     "billing_pipeline_tests.fix_pg_proxy",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _the_log_stays_on():
+    """A test that turned the log off for good would hide what the next one looks for."""
+    yield
+    assert logging.root.manager.disable == logging.NOTSET

@@ -77,10 +77,12 @@ def deliver_until_it_ends(intake, client, acknowledged):
 def test_g03_sigkill_under_load_loses_no_acknowledged_event(settings, served, after):
     process, intake = served
     acknowledged: list[str] = []
-    with ThreadPoolExecutor(CLIENTS) as pool:
+    with ThreadPoolExecutor(CLIENTS + 1) as pool:
+        pool.submit(process.stderr.read)  # a full pipe would hold up the log, and so the intake
         clients = [pool.submit(deliver_until_it_ends, intake, client, acknowledged) for client in range(CLIENTS)]
         while len(acknowledged) < after:
             assert process.poll() is None
+            assert not all(client.done() for client in clients)
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         for client in clients:

@@ -6,7 +6,6 @@ flush without either until the hour has settled.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -39,7 +38,6 @@ class Sweep:
 
 def sweep(place: Place, outcome: FaultKind | None, *, every: int = 1) -> Sweep:
     """Die at every step of a flush whose sends meet `outcome`; `every` takes each nth step only."""
-    logging.disable(logging.ERROR)
     found = Sweep(str(outcome or "ok"))
     settings = {"stripe_meter_sink": "v2_stream" if outcome is FaultKind.SESSION_EXPIRED_401 else "v1"}
     with opened_world(place, f"sweep_{found.outcome}", 0, CALM, **settings) as world:

@@ -6,6 +6,7 @@ simulated.  A crash stops everything the flush would still have done, at any of 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -401,8 +402,10 @@ class World:
 
 @contextmanager
 def opened_world(place: Place, name: str, seed: int, chances: Chances, **settings: Any) -> Iterator[World]:
-    """A fresh world, and nothing left of it."""
-    with tempfile.TemporaryDirectory(prefix="billing-prove-") as folder:
+    """A fresh world, without a log, and nothing left of it."""
+    with tempfile.TemporaryDirectory(prefix="billing-prove-") as folder, ExitStack() as kept:
+        kept.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.ERROR)
         world = World(place, name, Path(folder), seed, chances, **settings)
         try:
             yield world

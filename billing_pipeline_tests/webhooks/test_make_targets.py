@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 def commands_of(*arguments):
     """The commands that make would run, without running them; the environment counts as installed."""
     ended = subprocess.run(
-        ["make", "--dry-run", "--assume-old=.venv/.installed-with-constraints", *arguments],
+        ["make", "--dry-run", "--no-print-directory", "--assume-old=.venv/.installed-with-constraints", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
