@@ -6,6 +6,7 @@ simulated.  A crash stops everything the flush would still have done, at any of 
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 from collections import Counter
@@ -406,6 +407,7 @@ def opened_world(place: Place, name: str, seed: int, chances: Chances, **setting
     with tempfile.TemporaryDirectory(prefix="billing-prove-") as folder, ExitStack() as kept:
         kept.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.ERROR)
+        kept.callback(gc.collect)  # asyncio logs what a crash left unawaited when it is collected
         world = World(place, name, Path(folder), seed, chances, **settings)
         try:
             yield world
