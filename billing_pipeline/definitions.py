@@ -7,6 +7,7 @@ Loading reads no setting and no secret, so a broken environment shows up in a ru
 import dagster as dg
 
 from billing_pipeline.orchestration.checks import USAGE_CHECKS
+from billing_pipeline.orchestration.close_periods import close_periods, invoice_adjustments, invoices_to_close
 from billing_pipeline.orchestration.jobs import JOBS, SCHEDULES
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS
@@ -16,11 +17,11 @@ from billing_pipeline.orchestration.webhook_jobs import WEBHOOK_JOBS, WEBHOOK_SC
 from billing_pipeline.orchestration.webhook_sensors import WEBHOOK_SENSORS
 
 defs = dg.Definitions(
-    assets=[*USAGE_ASSETS, *WEBHOOK_ASSETS],
+    assets=[*USAGE_ASSETS, *WEBHOOK_ASSETS, invoice_adjustments],
     asset_checks=[*USAGE_CHECKS, *WEBHOOK_CHECKS],
-    jobs=[*JOBS, *WEBHOOK_JOBS],
+    jobs=[*JOBS, *WEBHOOK_JOBS, close_periods],
     schedules=[*SCHEDULES, *WEBHOOK_SCHEDULES],
-    sensors=WEBHOOK_SENSORS,
+    sensors=[*WEBHOOK_SENSORS, invoices_to_close],
     resources={"billing": BillingResource()},
     # Steps of one flush follow each other; a process per step would cost two seconds each and save nothing.
     executor=dg.in_process_executor,

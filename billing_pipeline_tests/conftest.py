@@ -12,6 +12,7 @@ pytest_plugins = [
     "billing_pipeline_tests.fix_proxy",
     "billing_pipeline_tests.fix_trial",
     "billing_pipeline_tests.fix_pg_proxy",
+    "billing_pipeline_tests.fix_renewal",
 ]
 
 

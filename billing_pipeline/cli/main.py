@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from billing_pipeline.cli import config, events, flush, holds, ledger, local, quarantine, usage
+from billing_pipeline.cli.close_periods import close_periods_command
 from billing_pipeline.cli.explain import explain_command
 from billing_pipeline.cli.hints import as_typed
 from billing_pipeline.cli.import_events import import_events_command
@@ -37,6 +38,7 @@ app.command("import-events")(import_events_command)
 app.add_typer(usage.app)
 app.command("plan")(plan_command)
 app.add_typer(flush.app)
+app.command("close-periods")(close_periods_command)
 app.command("preflight")(preflight_command)
 app.command("smoke-org")(smoke_command)
 app.command("validate-contract")(validate_contract_command)

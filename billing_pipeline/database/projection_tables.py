@@ -94,6 +94,7 @@ invoices = Table(
     CheckConstraint("status IN ('draft', 'open', 'paid', 'void', 'uncollectible', 'deleted')", name="status"),
     Index("invoices_stripe_customer_id_idx", "stripe_customer_id", "created_at"),
     Index("invoices_stripe_subscription_id_idx", "stripe_subscription_id"),
+    Index("invoices_drafts_idx", "created_at", postgresql_where=text("status = 'draft'")),
 )
 
 checkout_sessions = Table(

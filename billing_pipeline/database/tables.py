@@ -1,6 +1,6 @@
 """The schema as a whole: one table per noun of the glossary, with the invariants the database itself can hold.
 
-The tables are in `usage_tables.py`, `ledger_tables.py`, `lane_tables.py`, `inbox_tables.py` and
+The tables are in `usage_tables.py`, `ledger_tables.py`, `lane_tables.py`, `adjustment_tables.py`, `inbox_tables.py` and
 `projection_tables.py`; what SQLAlchemy cannot say (types, views, guards, the row contract) is in `schema/*.sql` and
 created with them.
 """
@@ -11,6 +11,7 @@ from importlib import resources
 
 from sqlalchemy import DDL, event
 
+from billing_pipeline.database.adjustment_tables import invoice_adjustments
 from billing_pipeline.database.base import SCHEMA, metadata, source_metadata
 from billing_pipeline.database.inbox_tables import stripe_events
 from billing_pipeline.database.lane_tables import lanes
@@ -23,6 +24,7 @@ __all__ = [
     "SCHEMA",
     "billable_events",
     "entry_state",
+    "invoice_adjustments",
     "lanes",
     "metadata",
     "source_metadata",
@@ -44,3 +46,4 @@ _attach("after_create", "contract.sql")
 _attach("after_create", "guards.sql")
 _attach("after_create", "periods.sql")
 _attach("after_create", "webhooks.sql")
+_attach("after_create", "adjustments.sql")

@@ -21,6 +21,7 @@ class DifferenceKind(StrEnum):
     MISCARRIED = "miscarried"  # a whole unit or more that the windows' fractions do not account for
     UNMAPPED = "unmapped"  # no Stripe customer takes it: owed
     AFTER_SEAL = "owed_after_seal"  # the invoice was final: never sent, needs an adjustment
+    ADJUSTED = "adjusted"  # billed, or written off, by an adjustment of a later invoice
     STILL_OPEN = "still_open"  # the window has not closed yet
     HELD = "held"  # a person must release it: owed
     REJECTED = "rejected"  # Stripe refused it: owed
@@ -100,7 +101,8 @@ class Sides:
     rejected: Decimal = _NOTHING
     unmapped: Decimal = _NOTHING
     after_seal: Decimal = _NOTHING
-    """Target minus stated, of windows whose invoice is final."""
+    """Target minus stated and adjusted, of windows whose invoice is final."""
+    adjusted: Decimal = _NOTHING
     fractions_after_seal: Decimal = _NOTHING
     """Whole units that fractions make where every window that could carry them is sealed; negative: no longer make."""
     held: Decimal = _NOTHING
@@ -144,7 +146,7 @@ def with_hours(sides: Sides, hours: Iterable[HourShown]) -> Sides:
 def differences(sides: Sides) -> list[Difference]:
     """Every difference between the source and Stripe; their units add up to source minus observed."""
     named = sides.unmapped + sides.after_seal + sides.still_open + sides.held + sides.rejected
-    named += sides.waiting + sides.coalesced
+    named += sides.waiting + sides.coalesced + sides.adjusted
     miscarried = sides.lost + sides.gained + sides.fractions_after_seal
     parts = [
         (DifferenceKind.NOT_AGGREGATED, sides.source_units - sides.counted_units),
@@ -154,6 +156,7 @@ def differences(sides: Sides) -> list[Difference]:
         (DifferenceKind.MISCARRIED, sides.gained),
         (DifferenceKind.UNMAPPED, sides.unmapped),
         (DifferenceKind.AFTER_SEAL, sides.after_seal + sides.fractions_after_seal),
+        (DifferenceKind.ADJUSTED, sides.adjusted),
         (DifferenceKind.STILL_OPEN, sides.still_open),
         (DifferenceKind.HELD, sides.held),
         (DifferenceKind.REJECTED, sides.rejected),

@@ -64,6 +64,10 @@ class Standing:
     hold_reason: str | None = None
     cut_after: datetime | None = None
     sealed_at: datetime | None = None
+    adjusted: Decimal = Decimal(0)
+    """Units that were billed, or not, by adjustments of later invoices."""
+    adjusted_by: str | None = None
+    """Which, in words."""
     shown: Decimal | None = None
     """What Stripe showed for the clock hour, where that is another sum than all entries there."""
     all_entries: Decimal | None = None
@@ -103,7 +107,7 @@ def verdict(standing: Standing, ledger: Ledger) -> Verdict:
 
 def _owed(standing: Standing, ledger: Ledger) -> Verdict | None:
     """Why it is not settled; None when it is."""
-    owed = standing.target - standing.stated
+    owed = standing.target - standing.stated - standing.adjusted
     if not standing.is_mapped:
         return _unmapped(standing) if standing.target else None
     if (entry := standing.refused) is not None:
@@ -200,6 +204,8 @@ def _shown_otherwise(standing: Standing) -> Verdict | None:
 def _settled(standing: Standing) -> Verdict:
     # What the source has changed since is owed, or soon will be.
     end = "." if standing.is_outdated else "; nothing is owed."
+    if standing.adjusted:
+        end = f"; {amount(standing.adjusted)} more after the seal: {standing.adjusted_by}{end}"
     if standing.target == 0 and standing.stated == 0:
         return Verdict(f"Worth 0 units when last counted, and nothing was stated{end}", is_settled=True)
     return Verdict(

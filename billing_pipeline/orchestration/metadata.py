@@ -19,6 +19,7 @@ from billing_pipeline.reconciliation.completeness import RowAccount
 from billing_pipeline.reconciliation.expiry import Expiring
 from billing_pipeline.reconciliation.invariants import Violation
 from billing_pipeline.reconciliation.reconcile import ReconciliationReport
+from billing_pipeline.usage.adjust import AdjustmentRow
 from billing_pipeline.usage.hold import HeldUnits, HeldWindow
 from billing_pipeline.usage.money import FailingEntry, MoneyAtRisk
 from billing_pipeline.webhooks.health import Stuck, Unhandled
@@ -167,6 +168,24 @@ def held_text(sums: list[HeldUnits]) -> dg.TextMetadataValue:
     rules = [HOLDS[HoldReason(reason)] for reason in dict.fromkeys(one.reason for one in sums)]
     # As text: on a check's page Dagster hides Markdown behind a click.
     return dg.MetadataValue.text(" ".join(f"{rule.meaning} {rule.remedy}" for rule in rules) or "nothing")
+
+
+def adjustments_table(found: Iterable[AdjustmentRow]) -> dg.TableMetadataValue:
+    """What was put on which invoice, and what Stripe said."""
+    records = [
+        dg.TableRecord(
+            {
+                "organization": _shortened(one.organization_id),
+                "meter": one.meter,
+                "units": units_text(one.units),
+                "invoice": one.stripe_invoice_id,
+                "state": one.state,
+                "error": _shortened(one.last_error or ""),
+            }
+        )
+        for one in found
+    ]
+    return _table(records, **dict.fromkeys(("organization", "meter", "units", "invoice", "state", "error"), "string"))
 
 
 def counts_table(rows: list[dict[str, int | str]]) -> dg.TableMetadataValue:

@@ -70,11 +70,12 @@ def unit_prices(
         for event_name, meter_id in meter_ids.items():
             # Two are enough to know that there is not one.
             found = client.v1.prices.list({"active": True, "recurring": {"meter": meter_id}, "limit": 2}).data
-            prices[event_name] = _unit_price(found[0]) if len(found) == 1 else None
+            prices[event_name] = unit_price_of(found[0]) if len(found) == 1 else None
     return prices
 
 
-def _unit_price(price: stripe.Price) -> UnitPrice | None:
+def unit_price_of(price: stripe.Price) -> UnitPrice | None:
+    """What every unit costs; None for tiers and packages."""
     is_per_unit = price.billing_scheme == "per_unit" and price.transform_quantity is None
     if not is_per_unit or price.unit_amount_decimal is None:
         return None

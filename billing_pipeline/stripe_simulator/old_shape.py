@@ -60,17 +60,22 @@ def _invoice(body: Body, price_of: Callable[[str], Body | None]) -> Body:
 
 
 def _line(line: Body, price_of: Callable[[str], Body | None]) -> Body:
-    details = line["parent"]["subscription_item_details"]
-    price = price_of(line["pricing"]["price_details"]["price"])
+    is_item = line["parent"]["type"] == "invoice_item_details"
+    details = line["parent"][line["parent"]["type"]]
+    price = None if is_item else price_of(line["pricing"]["price_details"]["price"])
     return {
         **_without(line, "parent", "pricing", "quantity_decimal", "taxes"),
         "plan": None if price is None else _plan(price),
         "price": price,
         "proration": details["proration"],
         "subscription": details["subscription"],
-        "subscription_item": details["subscription_item"],
+        **(
+            {"invoice_item": details["invoice_item"]}
+            if is_item
+            else {"subscription_item": details["subscription_item"]}
+        ),
         "tax_amounts": [],
-        "type": "subscription",
+        "type": "invoiceitem" if is_item else "subscription",
     }
 
 

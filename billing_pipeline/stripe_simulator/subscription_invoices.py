@@ -47,6 +47,9 @@ def recounted(state: State, invoice: Body, now: datetime) -> Body:
     owner = {"id": subscription_of(invoice), "customer": invoice["customer"]}
     lines = []
     for line in invoice["lines"]["data"]:
+        if line["parent"]["type"] != "subscription_item_details":
+            lines.append(line)
+            continue
         price = state.find("price", line["pricing"]["price_details"]["price"])
         assert price is not None, "a line's price is never deleted"
         item = {
@@ -57,7 +60,7 @@ def recounted(state: State, invoice: Body, now: datetime) -> Body:
         }
         metered = price["recurring"]["usage_type"] == "metered"
         lines.append(invoice_line(state, now, invoice["id"], owner, item) if metered else line)
-    return _with_lines(invoice, lines)
+    return with_lines(invoice, lines)
 
 
 def subscription_of(invoice: Body) -> str:
@@ -93,7 +96,7 @@ def _for(state: State, subscription: Body, id: str, reason: str, period: tuple[i
         "customer_email": (state.find("customer", subscription["customer"]) or {}).get("email"),
         "parent": {"type": "subscription_details", "quote_details": None, "subscription_details": details},
     }
-    return _with_lines(draft | own, lines)
+    return with_lines(draft | own, lines)
 
 
 def empty_draft(id: str, customer: str, currency: str, reason: str, period: tuple[int, int]) -> Body:
@@ -133,10 +136,13 @@ def empty_draft(id: str, customer: str, currency: str, reason: str, period: tupl
         },
         "total_taxes": [],
     }
-    return _with_lines(draft, [])
+    return with_lines(draft, [])
 
 
-def _with_lines(invoice: Body, lines: list[Body]) -> Body:
+def with_lines(invoice: Body, lines: list[Body]) -> Body:
+    """The invoice with these lines and what they come to."""
     total = sum(line["amount"] for line in lines)
-    amounts = {"amount_due": total, "amount_remaining": total, "subtotal": total, "total": total}
+    # What is below nothing becomes the customer's balance.
+    due = max(total, 0)
+    amounts = {"amount_due": due, "amount_remaining": due, "subtotal": total, "total": total}
     return {**invoice, **amounts, "lines": {**invoice["lines"], "data": lines}}

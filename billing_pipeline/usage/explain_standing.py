@@ -48,6 +48,8 @@ def standing_of(
         hold_reason=window.hold_reason,
         cut_after=window.cut_after,
         sealed_at=window.sealed_at,
+        adjusted=window.adjusted,
+        adjusted_by=window.adjusted_by,
         shown=differing.observed if differing else None,
         all_entries=differing.proved if differing else None,
         source_says=_source_says(window, definition, counted, ledger),

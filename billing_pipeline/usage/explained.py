@@ -205,6 +205,9 @@ class WindowRow:
     cut_after: datetime | None
     hold_reason: str | None
     sealed_at: datetime | None
+    adjusted: Decimal
+    """Units that adjustments of later invoices stand for."""
+    adjusted_by: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,13 @@ SELECT meter, version, event_types, aggregation, event_name, unit_scale, choices
 
 -- name: windows_of_hour
 SELECT window_id, stripe_customer_id, meter, meter_version, event_name, starts_at, ends_at, target, carried, units,
-       quantity, period_level, event_count, contract_version, cutoff_at, cut_after, hold_reason, sealed_at
-  FROM usage_windows
+       quantity, period_level, event_count, contract_version, cutoff_at, cut_after, hold_reason, sealed_at,
+       coalesce((SELECT a.units FROM adjusted_units a WHERE a.window_id = w.window_id), 0) AS adjusted,
+       (SELECT string_agg(format('%%s of %%s is %%s', coalesce(i.stripe_invoice_item_id, 'an invoice item'),
+                                 i.stripe_invoice_id, replace(i.state, '_', ' ')), '; ' ORDER BY i.adjustment_id)
+          FROM adjusted_windows a JOIN invoice_adjustments i USING (adjustment_id)
+         WHERE a.window_id = w.window_id AND i.state <> 'refused') AS adjusted_by
+  FROM usage_windows w
  WHERE organization_id = %(organization_id)s
    AND starts_at >= %(hour_at)s AND starts_at < %(hour_at)s + interval '1 hour'
    AND (%(meter)s::text IS NULL OR meter = %(meter)s)

@@ -93,7 +93,8 @@ WITH source_row AS (
 ), owed AS (
     -- Each window's difference has one reason: the first that holds.
     SELECT w.organization_id, w.stripe_customer_id, w.meter, w.event_name, w.starts_at, w.sealed_at, w.units, w.target,
-           e.stated, e.in_flight, e.unconfirmed, e.confirmed, w.target - coalesce(e.stated, 0) AS owed,
+           e.stated, e.in_flight, e.unconfirmed, e.confirmed,
+           w.target - coalesce(e.stated, 0) - coalesce(a.units, 0) AS owed, coalesce(a.units, 0) AS adjusted,
            -- Rows that have left the reach are no longer read; their windows stand for them.
            w.starts_at < {reach_start} OR w.period_level IS NOT NULL AND {reach_start} > (
                SELECT greatest(coalesce((SELECT max(e.edge_at)
@@ -118,6 +119,7 @@ WITH source_row AS (
                 WHEN w.cut_after > {now} THEN 'coalesced' END AS reason
       FROM (SELECT * FROM usage_windows WHERE starts_at >= {month_start} UNION ALL SELECT * FROM older) w
       LEFT JOIN entry e USING (window_id)
+      LEFT JOIN adjusted_units a USING (window_id)
 ), chain AS (
     SELECT organization_id, meter,
            sum(CASE WHEN starts_at >= {month_start} THEN units ELSE target END) AS counted_units,
@@ -131,7 +133,7 @@ WITH source_row AS (
            sum(target) AS target, sum(stated) AS stated, sum(in_flight) AS in_flight,
            sum(unconfirmed) AS unconfirmed, sum(confirmed) AS confirmed,
            sum(owed) FILTER (WHERE reason = 'unmapped') AS unmapped,
-           sum(owed) FILTER (WHERE reason = 'after_seal') AS after_seal,
+           sum(owed) FILTER (WHERE reason = 'after_seal') AS after_seal, sum(adjusted) AS adjusted,
            sum(owed) FILTER (WHERE reason = 'held') AS held,
            sum(owed) FILTER (WHERE reason = 'rejected') AS rejected,
            sum(owed) FILTER (WHERE reason = 'still_open') AS still_open,
@@ -153,7 +155,7 @@ WITH source_row AS (
            sum(miscarried) FILTER (WHERE excused) AS fractions_after_seal,
            sum(target) AS target, sum(stated) AS stated, sum(in_flight) AS in_flight,
            sum(unconfirmed) AS unconfirmed, sum(confirmed) AS confirmed, sum(unmapped) AS unmapped,
-           sum(after_seal) AS after_seal, sum(held) AS held, sum(rejected) AS rejected,
+           sum(after_seal) AS after_seal, sum(adjusted) AS adjusted, sum(held) AS held, sum(rejected) AS rejected,
            sum(still_open) AS still_open, sum(waiting) AS waiting, sum(coalesced) AS coalesced
       FROM (SELECT *, has_seal AND CASE WHEN miscarried > 0 THEN NOT takes ELSE NOT gives END AS excused
               FROM chain) judged
@@ -167,7 +169,8 @@ SELECT organization_id, meter,
        coalesce(target, 0) AS target, coalesce(stated, 0) AS stated, coalesce(confirmed, 0) AS confirmed,
        coalesce(in_flight, 0) AS in_flight, coalesce(unconfirmed, 0) AS unconfirmed,
        coalesce(rejected, 0) AS rejected, coalesce(unmapped, 0) AS unmapped, coalesce(held, 0) AS held,
-       coalesce(after_seal, 0) AS after_seal, coalesce(fractions_after_seal, 0) AS fractions_after_seal,
+       coalesce(after_seal, 0) AS after_seal, coalesce(adjusted, 0) AS adjusted,
+       coalesce(fractions_after_seal, 0) AS fractions_after_seal,
        coalesce(still_open, 0) AS still_open, coalesce(waiting, 0) AS waiting, coalesce(coalesced, 0) AS coalesced
   FROM source
   FULL JOIN ledger USING (organization_id, meter)

@@ -69,11 +69,12 @@ SELECT lower(during) AS starts_at, upper(during) AS ends_at
 -- name: owed_after_seal
 -- Usage that changed after its invoice was final: Stripe bills no meter event for it, so it needs an adjustment.
 SELECT w.organization_id, w.stripe_customer_id, w.meter, count(*) AS windows,
-       sum(w.target - coalesce(e.stated, 0)) AS units
+       sum(w.target - coalesce(e.stated, 0) - coalesce(a.units, 0)) AS units
   FROM usage_windows w
   LEFT JOIN LATERAL (
        SELECT sum(value) FILTER (WHERE state NOT IN ('rejected', 'replaced')) AS stated
          FROM ledger_entries WHERE window_id = w.window_id) e ON true
- WHERE w.cut_due AND w.sealed_at IS NOT NULL AND w.target <> coalesce(e.stated, 0)
+  LEFT JOIN LATERAL (SELECT units FROM adjusted_units WHERE window_id = w.window_id) a ON true
+ WHERE w.cut_due AND w.sealed_at IS NOT NULL AND w.target <> coalesce(e.stated, 0) + coalesce(a.units, 0)
  GROUP BY w.organization_id, w.stripe_customer_id, w.meter
  ORDER BY w.organization_id, w.stripe_customer_id, w.meter;

@@ -8,140 +8,6 @@ CREATE TYPE billing_pipeline.entry_state AS ENUM ('pending', 'ambiguous', 'accep
 -- with what PostgreSQL ships; managed servers do not always offer the btree_gist extension.
 CREATE TYPE billing_pipeline.text_range AS RANGE (subtype = text, collation = "C");
 
-CREATE TABLE billing_pipeline.stripe_events (
-    stripe_event_id TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    payload_style TEXT NOT NULL,
-    api_version TEXT,
-    livemode BOOLEAN NOT NULL,
-    stripe_account TEXT,
-    object_id TEXT,
-    object_key TEXT NOT NULL,
-    created_at TIMESTAMPTZ NOT NULL,
-    tenant_hint TEXT,
-    raw_body BYTEA,
-    body_digest BYTEA,
-    payload JSONB,
-    origin TEXT NOT NULL,
-    matched_secret TEXT,
-    received_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
-    attempted_at TIMESTAMPTZ,
-    processed_at TIMESTAMPTZ,
-    failed_at TIMESTAMPTZ,
-    processing_outcome TEXT DEFAULT 'received' NOT NULL,
-    attempts INTEGER DEFAULT 0 NOT NULL,
-    error_class TEXT,
-    processing_error TEXT,
-    CONSTRAINT stripe_events_pkey PRIMARY KEY (stripe_event_id),
-    CONSTRAINT stripe_events_stripe_event_id_check CHECK (stripe_event_id ~ '^evt_'),
-    CONSTRAINT stripe_events_payload_style_check CHECK (payload_style IN ('snapshot', 'thin')),
-    CONSTRAINT stripe_events_origin_check CHECK (origin IN ('webhook', 'sweep')),
-    CONSTRAINT stripe_events_processing_outcome_check CHECK (processing_outcome IN ('received', 'processed', 'ignored', 'failed', 'parked')),
-    CONSTRAINT stripe_events_processed_at_check CHECK ((processing_outcome IN ('processed', 'ignored')) = (processed_at IS NOT NULL)),
-    CONSTRAINT stripe_events_failed_whole_check CHECK (processing_outcome NOT IN ('failed', 'parked') OR num_nonnulls(failed_at, error_class, processing_error) = 3)
-);
-CREATE INDEX stripe_events_bodies_idx ON billing_pipeline.stripe_events (received_at) WHERE processed_at IS NOT NULL AND payload IS NOT NULL;
-CREATE INDEX stripe_events_failed_idx ON billing_pipeline.stripe_events (received_at) WHERE processing_outcome IN ('failed', 'parked');
-CREATE INDEX stripe_events_received_at_idx ON billing_pipeline.stripe_events (received_at);
-COMMENT ON COLUMN billing_pipeline.stripe_events.payload_style IS 'snapshot: with the object; thin: only what it is about';
-COMMENT ON COLUMN billing_pipeline.stripe_events.api_version IS 'the shape of the object in the payload; null: thin, or older than versions';
-COMMENT ON COLUMN billing_pipeline.stripe_events.stripe_account IS 'a connected account; null: our own';
-COMMENT ON COLUMN billing_pipeline.stripe_events.object_id IS 'what the event is about; null: nothing with an id';
-COMMENT ON COLUMN billing_pipeline.stripe_events.object_key IS 'events with the same key are handled one at a time, in order';
-COMMENT ON COLUMN billing_pipeline.stripe_events.created_at IS 'Stripe''s; whole seconds, milliseconds where thin';
-COMMENT ON COLUMN billing_pipeline.stripe_events.tenant_hint IS 'the organization that the object''s metadata names; only a hint';
-COMMENT ON COLUMN billing_pipeline.stripe_events.raw_body IS 'the bytes that were signed; null: swept, or their retention is over';
-COMMENT ON COLUMN billing_pipeline.stripe_events.body_digest IS 'SHA-256 of the raw body';
-COMMENT ON COLUMN billing_pipeline.stripe_events.payload IS 'the same, parsed; null: its retention is over';
-COMMENT ON COLUMN billing_pipeline.stripe_events.origin IS 'webhook: delivered; sweep: found in Stripe''s list';
-COMMENT ON COLUMN billing_pipeline.stripe_events.matched_secret IS 'prefix and last four of the secret that signed it; null: swept';
-COMMENT ON COLUMN billing_pipeline.stripe_events.attempted_at IS 'when it was last handled, well or not';
-COMMENT ON COLUMN billing_pipeline.stripe_events.processed_at IS 'when it came to its end: processed or ignored';
-COMMENT ON COLUMN billing_pipeline.stripe_events.failed_at IS 'when it last failed';
-COMMENT ON COLUMN billing_pipeline.stripe_events.error_class IS 'what kind of failure, for triage';
-COMMENT ON COLUMN billing_pipeline.stripe_events.processing_error IS 'what failed and what to do next, without secrets or personal data';
-
-CREATE TABLE billing_pipeline.object_refetches (
-    object_id TEXT NOT NULL,
-    object_kind TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    not_before TIMESTAMPTZ NOT NULL,
-    due_at TIMESTAMPTZ NOT NULL,
-    attempts INTEGER DEFAULT 0 NOT NULL,
-    error TEXT,
-    CONSTRAINT object_refetches_pkey PRIMARY KEY (object_id, object_kind)
-);
-CREATE INDEX object_refetches_due_idx ON billing_pipeline.object_refetches (due_at);
-COMMENT ON TABLE billing_pipeline.object_refetches IS 'objects that only Stripe can tell the state of; asked after the transaction that found out';
-COMMENT ON COLUMN billing_pipeline.object_refetches.object_id IS 'of a customer''s entitlements: the customer';
-COMMENT ON COLUMN billing_pipeline.object_refetches.reason IS 'tie: two versions of one second; incomplete: a list cut short';
-COMMENT ON COLUMN billing_pipeline.object_refetches.not_before IS 'Stripe''s clock must be past this for an answer to decide';
-
-CREATE TABLE billing_pipeline.object_snapshots (
-    snapshot_id BIGINT GENERATED ALWAYS AS IDENTITY,
-    object_id TEXT NOT NULL,
-    object_kind TEXT NOT NULL,
-    read_at TIMESTAMPTZ NOT NULL,
-    reason TEXT NOT NULL,
-    payload JSONB NOT NULL,
-    stored_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT object_snapshots_pkey PRIMARY KEY (snapshot_id)
-);
-CREATE INDEX object_snapshots_object_idx ON billing_pipeline.object_snapshots (object_kind, object_id);
-COMMENT ON TABLE billing_pipeline.object_snapshots IS 'objects as Stripe showed them when asked; with the events, what every projection can be made anew from';
-COMMENT ON COLUMN billing_pipeline.object_snapshots.read_at IS 'Stripe''s clock, whole seconds';
-COMMENT ON COLUMN billing_pipeline.object_snapshots.payload IS 'the object as Stripe showed it; deleted: true where it is gone';
-
-CREATE TABLE billing_pipeline.event_sweeps (
-    sweep_id BIGINT GENERATED ALWAYS AS IDENTITY,
-    complete_from TIMESTAMPTZ NOT NULL,
-    complete_through TIMESTAMPTZ NOT NULL,
-    events_listed BIGINT NOT NULL,
-    events_missing BIGINT NOT NULL,
-    events_unreadable BIGINT NOT NULL,
-    gap_from TIMESTAMPTZ,
-    gap_closed_at TIMESTAMPTZ,
-    finished_at TIMESTAMPTZ NOT NULL,
-    CONSTRAINT event_sweeps_pkey PRIMARY KEY (sweep_id),
-    CONSTRAINT event_sweeps_span_check CHECK (complete_from <= complete_through),
-    CONSTRAINT event_sweeps_gap_check CHECK (gap_from < complete_from),
-    CONSTRAINT event_sweeps_gap_closed_check CHECK (gap_closed_at IS NULL OR gap_from IS NOT NULL)
-);
-COMMENT ON COLUMN billing_pipeline.event_sweeps.complete_through IS 'every event of Stripe''s until then is in the inbox';
-COMMENT ON COLUMN billing_pipeline.event_sweeps.events_missing IS 'never delivered; inserted by this sweep';
-COMMENT ON COLUMN billing_pipeline.event_sweeps.events_unreadable IS 'listed, and could not be stored';
-COMMENT ON COLUMN billing_pipeline.event_sweeps.gap_from IS 'from here to complete_from nobody swept and Stripe lists no more';
-COMMENT ON COLUMN billing_pipeline.event_sweeps.gap_closed_at IS 'when all objects had been read anew, which makes up for the gap';
-
-CREATE TABLE billing_pipeline.signature_failures (
-    minute_at TIMESTAMPTZ NOT NULL,
-    reason TEXT NOT NULL,
-    deliveries BIGINT NOT NULL,
-    CONSTRAINT signature_failures_pkey PRIMARY KEY (minute_at, reason)
-);
-COMMENT ON TABLE billing_pipeline.signature_failures IS 'deliveries refused for their signature, counted by minute: the requests themselves are not kept';
-
-CREATE TABLE billing_pipeline.delivery_counts (
-    hour_at TIMESTAMPTZ NOT NULL,
-    event_type TEXT NOT NULL,
-    result TEXT NOT NULL,
-    deliveries BIGINT NOT NULL,
-    CONSTRAINT delivery_counts_pkey PRIMARY KEY (hour_at, event_type, result)
-);
-COMMENT ON TABLE billing_pipeline.delivery_counts IS 'signed deliveries by hour; repetitions leave no other trace';
-COMMENT ON COLUMN billing_pipeline.delivery_counts.result IS 'accepted, duplicate or requeued';
-
-CREATE TABLE billing_pipeline.lanes (
-    stripe_customer_id TEXT NOT NULL,
-    event_name TEXT NOT NULL,
-    latest_slot_at TIMESTAMPTZ NOT NULL,
-    read_at TIMESTAMPTZ NOT NULL,
-    CONSTRAINT lanes_pkey PRIMARY KEY (stripe_customer_id, event_name)
-);
-CREATE INDEX lanes_read_at_idx ON billing_pipeline.lanes (read_at);
-COMMENT ON COLUMN billing_pipeline.lanes.latest_slot_at IS 'an idle lane leaves the reach, and is read no more';
-COMMENT ON COLUMN billing_pipeline.lanes.read_at IS 'when all its days in reach were last compared with Stripe';
-
 CREATE TABLE billing_pipeline.source_shapes (
     relation TEXT NOT NULL,
     kind TEXT NOT NULL,
@@ -319,6 +185,188 @@ COMMENT ON TABLE billing_pipeline.usual_hours IS 'what an organization uses of a
 COMMENT ON COLUMN billing_pipeline.usual_hours.meter_version IS 'to another definition, these hours are no measure';
 COMMENT ON COLUMN billing_pipeline.usual_hours.hours IS 'with usage, of the last 28 days';
 COMMENT ON COLUMN billing_pipeline.usual_hours.median IS 'Stripe units of such an hour, exact';
+
+CREATE TABLE billing_pipeline.invoice_adjustments (
+    adjustment_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    identifier TEXT NOT NULL,
+    stripe_invoice_id TEXT NOT NULL,
+    stripe_customer_id TEXT NOT NULL,
+    organization_id TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    event_name TEXT NOT NULL,
+    units NUMERIC NOT NULL,
+    currency TEXT,
+    unit_amount NUMERIC,
+    starts_at TIMESTAMPTZ NOT NULL,
+    ends_at TIMESTAMPTZ NOT NULL,
+    state TEXT NOT NULL,
+    stripe_invoice_item_id TEXT,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    first_attempt_at TIMESTAMPTZ,
+    last_attempt_at TIMESTAMPTZ,
+    retry_at TIMESTAMPTZ,
+    settled_at TIMESTAMPTZ,
+    last_error TEXT,
+    created_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT invoice_adjustments_pkey PRIMARY KEY (adjustment_id),
+    CONSTRAINT invoice_adjustments_state_check CHECK (state IN ('pending', 'ambiguous', 'applied', 'refused', 'written_off')),
+    CONSTRAINT invoice_adjustments_applied_check CHECK ((state = 'applied') = (stripe_invoice_item_id IS NOT NULL)),
+    CONSTRAINT invoice_adjustments_price_check CHECK ((state = 'written_off') = (unit_amount IS NULL)),
+    CONSTRAINT invoice_adjustments_currency_check CHECK ((unit_amount IS NULL) = (currency IS NULL)),
+    CONSTRAINT invoice_adjustments_units_check CHECK (units <> 0 AND units = trunc(units)),
+    CONSTRAINT invoice_adjustments_stripe_invoice_id_organization_id_m_11ce UNIQUE (stripe_invoice_id, organization_id, meter, event_name),
+    CONSTRAINT invoice_adjustments_identifier_key UNIQUE (identifier)
+);
+CREATE INDEX invoice_adjustments_open_idx ON billing_pipeline.invoice_adjustments (adjustment_id) WHERE state IN ('pending', 'ambiguous');
+COMMENT ON TABLE billing_pipeline.invoice_adjustments IS 'usage billed, or not, after its period''s invoice was final';
+COMMENT ON COLUMN billing_pipeline.invoice_adjustments.identifier IS 'the item''s name at Stripe, made from the next four';
+COMMENT ON COLUMN billing_pipeline.invoice_adjustments.units IS 'whole Stripe units; below zero they are given back';
+COMMENT ON COLUMN billing_pipeline.invoice_adjustments.unit_amount IS 'minor units of the currency; null: written off';
+COMMENT ON COLUMN billing_pipeline.invoice_adjustments.starts_at IS 'of the first usage window';
+COMMENT ON COLUMN billing_pipeline.invoice_adjustments.ends_at IS 'of the last';
+COMMENT ON COLUMN billing_pipeline.invoice_adjustments.retry_at IS 'not asked about before';
+COMMENT ON COLUMN billing_pipeline.invoice_adjustments.last_error IS 'Stripe''s words';
+
+CREATE TABLE billing_pipeline.closed_invoices (
+    stripe_invoice_id TEXT NOT NULL,
+    closed_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT closed_invoices_pkey PRIMARY KEY (stripe_invoice_id)
+);
+COMMENT ON COLUMN billing_pipeline.closed_invoices.closed_at IS 'its customer''s usage was flushed, its adjustments written';
+
+CREATE TABLE billing_pipeline.stripe_events (
+    stripe_event_id TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    payload_style TEXT NOT NULL,
+    api_version TEXT,
+    livemode BOOLEAN NOT NULL,
+    stripe_account TEXT,
+    object_id TEXT,
+    object_key TEXT NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    tenant_hint TEXT,
+    raw_body BYTEA,
+    body_digest BYTEA,
+    payload JSONB,
+    origin TEXT NOT NULL,
+    matched_secret TEXT,
+    received_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    attempted_at TIMESTAMPTZ,
+    processed_at TIMESTAMPTZ,
+    failed_at TIMESTAMPTZ,
+    processing_outcome TEXT DEFAULT 'received' NOT NULL,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    error_class TEXT,
+    processing_error TEXT,
+    CONSTRAINT stripe_events_pkey PRIMARY KEY (stripe_event_id),
+    CONSTRAINT stripe_events_stripe_event_id_check CHECK (stripe_event_id ~ '^evt_'),
+    CONSTRAINT stripe_events_payload_style_check CHECK (payload_style IN ('snapshot', 'thin')),
+    CONSTRAINT stripe_events_origin_check CHECK (origin IN ('webhook', 'sweep')),
+    CONSTRAINT stripe_events_processing_outcome_check CHECK (processing_outcome IN ('received', 'processed', 'ignored', 'failed', 'parked')),
+    CONSTRAINT stripe_events_processed_at_check CHECK ((processing_outcome IN ('processed', 'ignored')) = (processed_at IS NOT NULL)),
+    CONSTRAINT stripe_events_failed_whole_check CHECK (processing_outcome NOT IN ('failed', 'parked') OR num_nonnulls(failed_at, error_class, processing_error) = 3)
+);
+CREATE INDEX stripe_events_bodies_idx ON billing_pipeline.stripe_events (received_at) WHERE processed_at IS NOT NULL AND payload IS NOT NULL;
+CREATE INDEX stripe_events_failed_idx ON billing_pipeline.stripe_events (received_at) WHERE processing_outcome IN ('failed', 'parked');
+CREATE INDEX stripe_events_received_at_idx ON billing_pipeline.stripe_events (received_at);
+COMMENT ON COLUMN billing_pipeline.stripe_events.payload_style IS 'snapshot: with the object; thin: only what it is about';
+COMMENT ON COLUMN billing_pipeline.stripe_events.api_version IS 'the shape of the object in the payload; null: thin, or older than versions';
+COMMENT ON COLUMN billing_pipeline.stripe_events.stripe_account IS 'a connected account; null: our own';
+COMMENT ON COLUMN billing_pipeline.stripe_events.object_id IS 'what the event is about; null: nothing with an id';
+COMMENT ON COLUMN billing_pipeline.stripe_events.object_key IS 'events with the same key are handled one at a time, in order';
+COMMENT ON COLUMN billing_pipeline.stripe_events.created_at IS 'Stripe''s; whole seconds, milliseconds where thin';
+COMMENT ON COLUMN billing_pipeline.stripe_events.tenant_hint IS 'the organization that the object''s metadata names; only a hint';
+COMMENT ON COLUMN billing_pipeline.stripe_events.raw_body IS 'the bytes that were signed; null: swept, or their retention is over';
+COMMENT ON COLUMN billing_pipeline.stripe_events.body_digest IS 'SHA-256 of the raw body';
+COMMENT ON COLUMN billing_pipeline.stripe_events.payload IS 'the same, parsed; null: its retention is over';
+COMMENT ON COLUMN billing_pipeline.stripe_events.origin IS 'webhook: delivered; sweep: found in Stripe''s list';
+COMMENT ON COLUMN billing_pipeline.stripe_events.matched_secret IS 'prefix and last four of the secret that signed it; null: swept';
+COMMENT ON COLUMN billing_pipeline.stripe_events.attempted_at IS 'when it was last handled, well or not';
+COMMENT ON COLUMN billing_pipeline.stripe_events.processed_at IS 'when it came to its end: processed or ignored';
+COMMENT ON COLUMN billing_pipeline.stripe_events.failed_at IS 'when it last failed';
+COMMENT ON COLUMN billing_pipeline.stripe_events.error_class IS 'what kind of failure, for triage';
+COMMENT ON COLUMN billing_pipeline.stripe_events.processing_error IS 'what failed and what to do next, without secrets or personal data';
+
+CREATE TABLE billing_pipeline.object_refetches (
+    object_id TEXT NOT NULL,
+    object_kind TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    not_before TIMESTAMPTZ NOT NULL,
+    due_at TIMESTAMPTZ NOT NULL,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    error TEXT,
+    CONSTRAINT object_refetches_pkey PRIMARY KEY (object_id, object_kind)
+);
+CREATE INDEX object_refetches_due_idx ON billing_pipeline.object_refetches (due_at);
+COMMENT ON TABLE billing_pipeline.object_refetches IS 'objects that only Stripe can tell the state of; asked after the transaction that found out';
+COMMENT ON COLUMN billing_pipeline.object_refetches.object_id IS 'of a customer''s entitlements: the customer';
+COMMENT ON COLUMN billing_pipeline.object_refetches.reason IS 'tie: two versions of one second; incomplete: a list cut short';
+COMMENT ON COLUMN billing_pipeline.object_refetches.not_before IS 'Stripe''s clock must be past this for an answer to decide';
+
+CREATE TABLE billing_pipeline.object_snapshots (
+    snapshot_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    object_id TEXT NOT NULL,
+    object_kind TEXT NOT NULL,
+    read_at TIMESTAMPTZ NOT NULL,
+    reason TEXT NOT NULL,
+    payload JSONB NOT NULL,
+    stored_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT object_snapshots_pkey PRIMARY KEY (snapshot_id)
+);
+CREATE INDEX object_snapshots_object_idx ON billing_pipeline.object_snapshots (object_kind, object_id);
+COMMENT ON TABLE billing_pipeline.object_snapshots IS 'objects as Stripe showed them when asked; with the events, what every projection can be made anew from';
+COMMENT ON COLUMN billing_pipeline.object_snapshots.read_at IS 'Stripe''s clock, whole seconds';
+COMMENT ON COLUMN billing_pipeline.object_snapshots.payload IS 'the object as Stripe showed it; deleted: true where it is gone';
+
+CREATE TABLE billing_pipeline.event_sweeps (
+    sweep_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    complete_from TIMESTAMPTZ NOT NULL,
+    complete_through TIMESTAMPTZ NOT NULL,
+    events_listed BIGINT NOT NULL,
+    events_missing BIGINT NOT NULL,
+    events_unreadable BIGINT NOT NULL,
+    gap_from TIMESTAMPTZ,
+    gap_closed_at TIMESTAMPTZ,
+    finished_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT event_sweeps_pkey PRIMARY KEY (sweep_id),
+    CONSTRAINT event_sweeps_span_check CHECK (complete_from <= complete_through),
+    CONSTRAINT event_sweeps_gap_check CHECK (gap_from < complete_from),
+    CONSTRAINT event_sweeps_gap_closed_check CHECK (gap_closed_at IS NULL OR gap_from IS NOT NULL)
+);
+COMMENT ON COLUMN billing_pipeline.event_sweeps.complete_through IS 'every event of Stripe''s until then is in the inbox';
+COMMENT ON COLUMN billing_pipeline.event_sweeps.events_missing IS 'never delivered; inserted by this sweep';
+COMMENT ON COLUMN billing_pipeline.event_sweeps.events_unreadable IS 'listed, and could not be stored';
+COMMENT ON COLUMN billing_pipeline.event_sweeps.gap_from IS 'from here to complete_from nobody swept and Stripe lists no more';
+COMMENT ON COLUMN billing_pipeline.event_sweeps.gap_closed_at IS 'when all objects had been read anew, which makes up for the gap';
+
+CREATE TABLE billing_pipeline.signature_failures (
+    minute_at TIMESTAMPTZ NOT NULL,
+    reason TEXT NOT NULL,
+    deliveries BIGINT NOT NULL,
+    CONSTRAINT signature_failures_pkey PRIMARY KEY (minute_at, reason)
+);
+COMMENT ON TABLE billing_pipeline.signature_failures IS 'deliveries refused for their signature, counted by minute: the requests themselves are not kept';
+
+CREATE TABLE billing_pipeline.delivery_counts (
+    hour_at TIMESTAMPTZ NOT NULL,
+    event_type TEXT NOT NULL,
+    result TEXT NOT NULL,
+    deliveries BIGINT NOT NULL,
+    CONSTRAINT delivery_counts_pkey PRIMARY KEY (hour_at, event_type, result)
+);
+COMMENT ON TABLE billing_pipeline.delivery_counts IS 'signed deliveries by hour; repetitions leave no other trace';
+COMMENT ON COLUMN billing_pipeline.delivery_counts.result IS 'accepted, duplicate or requeued';
+
+CREATE TABLE billing_pipeline.lanes (
+    stripe_customer_id TEXT NOT NULL,
+    event_name TEXT NOT NULL,
+    latest_slot_at TIMESTAMPTZ NOT NULL,
+    read_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT lanes_pkey PRIMARY KEY (stripe_customer_id, event_name)
+);
+CREATE INDEX lanes_read_at_idx ON billing_pipeline.lanes (read_at);
+COMMENT ON COLUMN billing_pipeline.lanes.latest_slot_at IS 'an idle lane leaves the reach, and is read no more';
+COMMENT ON COLUMN billing_pipeline.lanes.read_at IS 'when all its days in reach were last compared with Stripe';
 
 CREATE TABLE billing_pipeline.ledger_identity (
     singleton BOOLEAN DEFAULT true NOT NULL,
@@ -567,6 +615,7 @@ CREATE TABLE billing_pipeline.invoices (
     CONSTRAINT invoices_pkey PRIMARY KEY (stripe_invoice_id),
     CONSTRAINT invoices_status_check CHECK (status IN ('draft', 'open', 'paid', 'void', 'uncollectible', 'deleted'))
 );
+CREATE INDEX invoices_drafts_idx ON billing_pipeline.invoices (created_at) WHERE status = 'draft';
 CREATE INDEX invoices_stripe_customer_id_idx ON billing_pipeline.invoices (stripe_customer_id, created_at);
 CREATE INDEX invoices_stripe_subscription_id_idx ON billing_pipeline.invoices (stripe_subscription_id);
 COMMENT ON COLUMN billing_pipeline.invoices.status IS 'draft, open, paid, void, uncollectible; deleted: a draft that was';
@@ -648,6 +697,30 @@ COMMENT ON COLUMN billing_pipeline.entitlements.reason IS 'what it follows from:
 COMMENT ON COLUMN billing_pipeline.entitlements.stripe_object_id IS 'the subscription, session or customer that decides it';
 COMMENT ON COLUMN billing_pipeline.entitlements.changed_at IS 'when `active` last changed here';
 
+CREATE TABLE billing_pipeline.unique_values (
+    window_id BIGINT NOT NULL,
+    value BYTEA NOT NULL,
+    organization_id TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    starts_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT unique_values_pkey PRIMARY KEY (window_id, value),
+    CONSTRAINT unique_values_window_id_fkey FOREIGN KEY(window_id) REFERENCES billing_pipeline.usage_windows (window_id)
+);
+CREATE INDEX unique_values_seen_idx ON billing_pipeline.unique_values (organization_id, meter, value, starts_at);
+COMMENT ON TABLE billing_pipeline.unique_values IS 'which values of a property each window of a unique meter has seen';
+COMMENT ON COLUMN billing_pipeline.unique_values.value IS 'SHA-256 of the property''s value';
+COMMENT ON COLUMN billing_pipeline.unique_values.starts_at IS 'the window''s';
+
+CREATE TABLE billing_pipeline.adjusted_windows (
+    adjustment_id BIGINT NOT NULL,
+    window_id BIGINT NOT NULL,
+    units NUMERIC NOT NULL,
+    CONSTRAINT adjusted_windows_pkey PRIMARY KEY (adjustment_id, window_id),
+    CONSTRAINT adjusted_windows_adjustment_id_fkey FOREIGN KEY(adjustment_id) REFERENCES billing_pipeline.invoice_adjustments (adjustment_id),
+    CONSTRAINT adjusted_windows_window_id_fkey FOREIGN KEY(window_id) REFERENCES billing_pipeline.usage_windows (window_id)
+);
+CREATE INDEX adjusted_windows_window_id_idx ON billing_pipeline.adjusted_windows (window_id);
+
 CREATE TABLE billing_pipeline.event_dispatches (
     stripe_event_id TEXT NOT NULL,
     object_key TEXT NOT NULL,
@@ -681,20 +754,6 @@ CREATE TABLE billing_pipeline.event_notes (
 );
 CREATE INDEX event_notes_stripe_event_id_idx ON billing_pipeline.event_notes (stripe_event_id);
 COMMENT ON TABLE billing_pipeline.event_notes IS 'what a person wrote about an event, for whoever reads it after an incident; only added to';
-
-CREATE TABLE billing_pipeline.unique_values (
-    window_id BIGINT NOT NULL,
-    value BYTEA NOT NULL,
-    organization_id TEXT NOT NULL,
-    meter TEXT NOT NULL,
-    starts_at TIMESTAMPTZ NOT NULL,
-    CONSTRAINT unique_values_pkey PRIMARY KEY (window_id, value),
-    CONSTRAINT unique_values_window_id_fkey FOREIGN KEY(window_id) REFERENCES billing_pipeline.usage_windows (window_id)
-);
-CREATE INDEX unique_values_seen_idx ON billing_pipeline.unique_values (organization_id, meter, value, starts_at);
-COMMENT ON TABLE billing_pipeline.unique_values IS 'which values of a property each window of a unique meter has seen';
-COMMENT ON COLUMN billing_pipeline.unique_values.value IS 'SHA-256 of the property''s value';
-COMMENT ON COLUMN billing_pipeline.unique_values.starts_at IS 'the window''s';
 
 CREATE TABLE billing_pipeline.ledger_entries (
     entry_id BIGINT GENERATED ALWAYS AS IDENTITY,
@@ -1090,3 +1149,11 @@ CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON billing_pipe
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
 CREATE TRIGGER refuse_delete BEFORE DELETE OR TRUNCATE ON billing_pipeline.stripe_events
     FOR EACH STATEMENT EXECUTE FUNCTION billing_pipeline.refuse_change();
+
+-- What adjustments stand for, by usage window: Stripe units that are billed, or not billed, by them.
+CREATE VIEW billing_pipeline.adjusted_units AS
+SELECT w.window_id, sum(w.units) AS units
+  FROM billing_pipeline.adjusted_windows w
+  JOIN billing_pipeline.invoice_adjustments a USING (adjustment_id)
+ WHERE a.state <> 'refused'
+ GROUP BY w.window_id;
