@@ -219,7 +219,7 @@ CREATE TABLE billing_pipeline.invoice_adjustments (
 );
 CREATE INDEX invoice_adjustments_open_idx ON billing_pipeline.invoice_adjustments (adjustment_id) WHERE state IN ('pending', 'ambiguous');
 COMMENT ON TABLE billing_pipeline.invoice_adjustments IS 'usage billed, or not, after its period''s invoice was final';
-COMMENT ON COLUMN billing_pipeline.invoice_adjustments.identifier IS 'the item''s name at Stripe, made from the next four';
+COMMENT ON COLUMN billing_pipeline.invoice_adjustments.identifier IS 'the item''s name at Stripe';
 COMMENT ON COLUMN billing_pipeline.invoice_adjustments.units IS 'whole Stripe units; below zero they are given back';
 COMMENT ON COLUMN billing_pipeline.invoice_adjustments.unit_amount IS 'minor units of the currency; null: written off';
 COMMENT ON COLUMN billing_pipeline.invoice_adjustments.starts_at IS 'of the first usage window';
