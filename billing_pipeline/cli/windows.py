@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 HELD_SHOWN = 20
 WORDS = {
-    LateUsage.INVOICE_ITEM: "bill it by an invoice item",
-    LateUsage.NEXT_PERIOD: "bill it with the next period",
-    LateUsage.WRITE_OFF: "write it off",
-    None: "the catalogue no longer has the meter",
+    LateUsage.INVOICE_ITEM: "by an invoice item",
+    LateUsage.NEXT_PERIOD: "by an invoice item of the next renewal",
+    LateUsage.WRITE_OFF: "written off there",
+    None: "not billed by itself: the catalogue no longer has the meter",
 }
 
 By = Annotated[str, typer.Option("--by", help="Who does this, for the operator log.")]
@@ -84,9 +84,9 @@ def print_owed_after_seal(owed: list[OwedAfterSeal], catalogue: Catalogue) -> No
     if not owed:
         return
     policies = {meter.name: meter.late_usage for meter in catalogue.meters}
-    typer.echo("\nOwed after the seal of its period; never sent, needs an adjustment of the invoice:")
+    typer.echo("\nOwed after the seal of its period; never sent as usage, billed on the customer's next draft:")
     for row in owed:
-        to_do = WORDS[policies.get(row.meter)] if row.units > 0 else "billed too much: credit it"
+        to_do = WORDS[policies.get(row.meter)] if row.units > 0 else "billed too much: given back"
         typer.echo(
             f"{amount(row.units):>16} units of {row.organization_id} {row.meter} "
             f"({row.stripe_customer_id}, {row.windows:,} windows; {to_do})"

@@ -49,10 +49,10 @@ class Aggregation(StrEnum):
 
 
 class LateUsage(StrEnum):
-    """What is to become of usage that turns up when its period's invoice is final.  A person acts on it."""
+    """What is to become of usage that turns up when its period's invoice is final; `usage/adjust.py` does it."""
 
-    INVOICE_ITEM = "invoice_item"  # billed by an invoice item of its own
-    NEXT_PERIOD = "next_period"  # billed with the next period's invoice
+    INVOICE_ITEM = "invoice_item"  # billed by an item of the customer's next draft
+    NEXT_PERIOD = "next_period"  # the same, of the next renewal only
     WRITE_OFF = "write_off"  # not billed
 
 

@@ -120,7 +120,7 @@ def _owed(standing: Standing, ledger: Ledger) -> Verdict | None:
     if owed == 0:
         return _accepted(standing, ledger) if standing.accepted else None
     if standing.sealed_at is not None:
-        to_do = "the invoice needs an adjustment" if owed > 0 else "the invoice was too high and needs a credit"
+        to_do = "the next draft is adjusted for them" if owed > 0 else "the next draft gives them back"
         return Verdict(
             f"{_owes(owed)}: they came after the seal of {standing.sealed_at:%Y-%m-%d %H:%M} UTC and are never sent; "
             f"{to_do}.",

@@ -21,6 +21,7 @@ READS: Mapping[str, Callable[[stripe.StripeClient], Any]] = {
     "meters": lambda client: client.v1.billing.meters.list({"limit": 1}),
     "prices": lambda client: client.v1.prices.list({"limit": 1}),
     "customers": lambda client: client.v1.customers.list({"limit": 1}),
+    "invoices": lambda client: client.v1.invoices.list({"limit": 1}),
     "subscriptions": lambda client: client.v1.subscriptions.list({"limit": 1}),
     "events": lambda client: client.v2.core.events.list({"limit": 1, "types": list(REPORT_TYPES)}),
 }

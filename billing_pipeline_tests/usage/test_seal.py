@@ -324,7 +324,7 @@ def test_a_person_seals_and_sees_what_is_owed(flow, bill, closed, database_url, 
     )
 
     out = billing_pipeline("ledger", "status", **where)[1]
-    assert f"3 units of acme prompt_tokens ({customer}, 1 windows; bill it by an invoice item)" in out
+    assert f"3 units of acme prompt_tokens ({customer}, 1 windows; by an invoice item)" in out
     ((window_id,),) = flow.connection.execute("SELECT window_id FROM usage_windows WHERE organization_id = 'x'")
     assert f"window {window_id}: x prompt_tokens {closed:%Y-%m-%d %H:%M} UTC, 5 units, more digits than" in out
     code, out, err = billing_pipeline("holds", "release", str(window_id), "--by", "Ann", "--reason", "mended", **where)
