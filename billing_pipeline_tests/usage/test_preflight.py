@@ -510,7 +510,7 @@ def test_a_stripe_that_does_not_answer_fails(ready):
 def test_every_permission_that_is_missing_is_named_at_once(ready, simulator):
     assert one(ready, "stripe_scopes") == (
         "pass",
-        "reads meters, prices, customers, subscriptions, events, summaries; "
+        "reads meters, prices, customers, invoices, subscriptions, events, summaries; "
         "whether it may write meter events cannot be asked without writing",
     )
 
