@@ -517,7 +517,7 @@ def test_every_permission_that_is_missing_is_named_at_once(ready, simulator):
     simulator.core.keys["rk_test_restricted"] = KeyMode(scopes=frozenset({"account_read", "meters_read"}))
     result, words = one(ready, "stripe_scopes", stripe_secret_key="rk_test_restricted")
     assert result == "fail"
-    assert words.startswith("may not read prices, customers, subscriptions, events: ")
+    assert words.startswith("may not read prices, customers, invoices, subscriptions, events: ")
     assert "prices_read" in words
 
 
