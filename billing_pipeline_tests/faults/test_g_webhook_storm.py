@@ -2,73 +2,43 @@
 
 import pytest
 
-from billing_pipeline.database.clock import DatabaseClock
-from billing_pipeline.orchestration.webhook_flow import WebhookFlow
-from billing_pipeline.settings import load_settings
-from billing_pipeline_tests.faults.webhook_storm import Storm, deliver, deliveries_of, history_of, running_intakes
-from billing_pipeline_tests.fix_simulator import KEY, running_simulator
-from billing_pipeline_tests.webhooks.stripes_side import expected, found
+from billing_pipeline_tests.faults import storm_run
+from billing_pipeline_tests.faults.storm_run import weather
+from billing_pipeline_tests.faults.webhook_storm import Storm
 
 pytestmark = pytest.mark.slow
 
 
-def heal(flow, clock):
-    """What the hourly jobs do: sweep, read again, and handle until nothing is left."""
-    swept = flow.sweep()
-    flow.reread()
-    for _ in range(20):
-        clock.advance(seconds=3)
-        handled, asked = flow.dispatch()
-        if not (handled.handled or asked.settled or asked.waiting or asked.failed):
-            break
-    return swept
+@pytest.mark.timeout(600)
+def test_g_nothing_acknowledged_is_lost_and_the_rows_equal_stripes(tmp_path, database_url):
+    run = weather(Storm(seed=1, worker_kills=3), 900, tmp_path, database_url)
+
+    assert run.wrong == ()
+    assert run.happened == {"kills": 5, "worker_kills": 3, "cuts": 3, "rolls": 3}
+    assert run.deliveries > 700
+    assert run.dropped > 10
+    assert run.acknowledged == run.events - run.dropped
 
 
 @pytest.mark.timeout(600)
-def test_g_nothing_acknowledged_is_lost_and_the_rows_equal_stripes(tmp_path, database_url, connection):
-    storm = Storm(seed=1)
-    history = history_of(storm.seed, 900)
-    events, dropped = deliveries_of(history, storm)
-    assert len(events) > 700
-    assert dropped > 10
+def test_the_judge_sees_an_event_that_was_acknowledged_and_lost(tmp_path, database_url, monkeypatch):
+    heal = storm_run._heal
 
-    with running_simulator(history.core) as simulator:
-        settings = {
-            "DATABASE_URL": database_url,
-            "BILLING_STATE_DIR": "state",
-            "STRIPE_API_BASE": simulator.url,
-            "STRIPE_SECRET_KEY": KEY,
-            # A claim that a killed worker left behind must lapse within the test.
-            "BILLING_DISPATCH_SLA_SECONDS": 10,
-        }
-        with running_intakes(tmp_path, settings) as intakes:
-            account = deliver(intakes, events, storm, connection)
-        chosen = load_settings(
-            database_url=database_url,
-            stripe_api_base=simulator.url,
-            stripe_secret_key=KEY,
-            billing_dispatch_sla_seconds=10,
+    def loses_one(flow, history):
+        swept = heal(flow, history)
+        flow.connection.execute(
+            "UPDATE subscriptions SET status = 'canceled' WHERE stripe_subscription_id = "
+            "(SELECT min(stripe_subscription_id) FROM subscriptions WHERE status <> 'canceled')"
         )
-        wait_for_claims(connection)
-        flow = WebhookFlow(connection, chosen, simulator.client(), DatabaseClock(connection))
-        swept = heal(flow, history.clock)
+        flow.connection.execute("ALTER TABLE stripe_events DISABLE TRIGGER USER")
+        flow.connection.execute("DELETE FROM event_dispatches")
+        flow.connection.execute(
+            "DELETE FROM stripe_events WHERE stripe_event_id = (SELECT max(stripe_event_id) FROM stripe_events)"
+        )
+        return swept
 
-    stored = {id for (id,) in connection.execute("SELECT stripe_event_id FROM stripe_events")}
-    unhandled = connection.execute(
-        "SELECT error_class, count(*) FROM stripe_events WHERE processed_at IS NULL GROUP BY 1"
-    ).fetchall()
-    assert (account.kills, account.cuts, account.rolls) == (5, 3, 3)
-    assert account.refused == 0
-    assert account.acknowledged <= stored
-    assert swept.missing.total() == dropped
-    assert {event["id"] for event in history.events} <= stored
-    assert unhandled == []
-    assert found(connection) == expected(history.final)
+    monkeypatch.setattr(storm_run, "_heal", loses_one)
+    run = weather(Storm(seed=2, kills=0, cuts=0, rolls=0, dropped=0), 60, tmp_path, database_url)
 
-
-def wait_for_claims(connection):
-    """Until what killed workers had claimed may be taken again."""
-    connection.execute(
-        "SELECT pg_sleep(greatest(extract(epoch FROM max(claimed_at) + interval '11 s' - clock_timestamp()), 0))"
-        " FROM event_dispatches"
-    )
+    assert any(what.startswith("acknowledged and absent: 1 (evt_") for what in run.wrong)
+    assert "subscriptions differ from Stripe's" in run.wrong

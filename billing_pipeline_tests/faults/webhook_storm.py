@@ -14,14 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-from psycopg import Connection
 
 from billing_pipeline_tests.cli.command import environment
 from billing_pipeline_tests.cli.test_up import free_port
@@ -31,6 +30,8 @@ from billing_pipeline_tests.signing import body_of, signature_header
 SENDERS = 8
 REACH = timedelta(days=28)
 """Only what is younger may be dropped: Stripe lists events for 30 days."""
+
+TROUBLES = ("kills", "worker_kills", "cuts", "restarts", "rolls")
 
 QUIET = (0, 0, 0, 0, 0, 1, 60)
 BUSY_MOVES = [move for move in MOVES if move not in ("next moment", "leave")]
@@ -50,14 +51,20 @@ def history_of(seed: int, events: int) -> History:
 
 @dataclass(frozen=True)
 class Storm:
-    """How bad it gets: parts of all deliveries, and how often an intake dies or the database cuts everybody off."""
+    """How bad it gets: parts of all deliveries, and how often what happens.
+
+    An intake is killed, or the worker that only handles; the database cuts everybody off, or its server dies and comes
+    back; the secret is rolled.
+    """
 
     seed: int
     duplicated: float = 0.3
     reordered: float = 0.3
     dropped: float = 0.05
     kills: int = 5
+    worker_kills: int = 0
     cuts: int = 3
+    restarts: int = 0
     rolls: int = 3
 
 
@@ -66,10 +73,7 @@ class Account:
     """What happened, for the report and for the judge."""
 
     deliveries: int = 0
-    dropped: int = 0
-    kills: int = 0
-    cuts: int = 0
-    rolls: int = 0
+    happened: Counter[str] = field(default_factory=Counter)
     refused: int = 0
     acknowledged: set[str] = field(default_factory=set)
 
@@ -114,8 +118,10 @@ class Intakes:
         self._processes[number] = self._start(number)
 
     def roll(self) -> None:
-        """A new secret, which signs beside the old one until the next."""
+        """A new secret, which signs beside the old one until the next; each intake learns it when it starts."""
         self.secrets.insert(0, f"whsec_secret0number0{len(self.secrets)}xyz")
+        for number in (0, 1):
+            self.kill(number)
 
     def stop(self) -> None:
         for process in self._processes:
@@ -133,8 +139,37 @@ def running_intakes(folder: Path, settings: dict[str, object]) -> Iterator[Intak
         intakes.stop()
 
 
-def deliver(intakes: Intakes, events: Sequence[dict[str, Any]], storm: Storm, connection: Connection[Any]) -> Account:
-    """Send everything until it is answered 2xx, while intakes die; the connection cuts the others off."""
+class DispatchWorker:
+    """A process that only handles; killed and started again."""
+
+    def __init__(self, folder: Path, settings: dict[str, object]) -> None:
+        self._folder, self._settings = folder, settings
+        self._start()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "billing_pipeline_tests.faults.dispatch_worker"]
+        with (self._folder / "dispatch.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment(**self._settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def __enter__(self) -> DispatchWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._start()
+
+
+def deliver(
+    events: Sequence[dict[str, Any]], storm: Storm, intakes: Intakes, troubles: Mapping[str, Callable[[], None]]
+) -> Account:
+    """Send everything until it is answered 2xx, while the troubles strike in random order, evenly spread."""
     account, waiting = Account(deliveries=len(events)), queue.Queue[dict[str, Any]]()
     for event in events:
         waiting.put(event)
@@ -143,40 +178,22 @@ def deliver(intakes: Intakes, events: Sequence[dict[str, Any]], storm: Storm, co
         for sender in senders:
             sender.start()
             stack.callback(sender.join)
-        _make_trouble(intakes, waiting, account, storm, connection)
+        _make_trouble(waiting, account, storm, troubles)
     return account
 
 
 def _make_trouble(
-    intakes: Intakes,
-    waiting: queue.Queue[dict[str, Any]],
-    account: Account,
-    storm: Storm,
-    connection: Connection[Any],
+    waiting: queue.Queue[dict[str, Any]], account: Account, storm: Storm, troubles: Mapping[str, Callable[[], None]]
 ) -> None:
     dice = random.Random(f"trouble {storm.seed}")
-    troubles = ["kill"] * storm.kills + ["cut"] * storm.cuts + ["roll"] * storm.rolls
-    dice.shuffle(troubles)
-    for number, trouble in enumerate(troubles):
-        left = account.deliveries * (len(troubles) - number) // (len(troubles) + 1)
+    order = [name for name in TROUBLES for _ in range(getattr(storm, name))]
+    dice.shuffle(order)
+    for number, name in enumerate(order):
+        left = account.deliveries * (len(order) - number) // (len(order) + 1)
         while waiting.qsize() > left:
             time.sleep(0.01)
-        match trouble:
-            case "kill":
-                intakes.kill(dice.randrange(2))
-                account.kills += 1
-            case "cut":
-                connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-                )
-                account.cuts += 1
-            case "roll":
-                # As Stripe does it: both sign for a while, and each intake learns the new one when it starts.
-                intakes.roll()
-                for intake in (0, 1):
-                    intakes.kill(intake)
-                account.rolls += 1
+        troubles[name]()
+        account.happened[name] += 1
 
 
 def _send(intakes: Intakes, waiting: queue.Queue[dict[str, Any]], account: Account, number: int) -> None:

@@ -42,6 +42,7 @@ def jobs_of(*, long: bool) -> list[str]:
     kills += [f"kills {seed} 40" for seed in range(1, 11 if long else 2)]
     kills += [f"restores {seed} 5" for seed in range(1, 11 if long else 2)]
     kills += ["together 100000 8 1" if long else "together 1000 8 1"]
+    storms = [f"storm {seed} 10000" for seed in range(1, 11)]
     every_crash = [f"sweep {name} 1" for name in outcomes()]
     every_control = [f"control {name} {CONTROL_HOURS}" for name in controls()]
     first = LONG_FIRST_SEED if long else FIRST_SEED
@@ -50,7 +51,7 @@ def jobs_of(*, long: bool) -> list[str]:
         for number in range(0, LIVES * (100 if long else 1), LIVES_A_JOB)
     ]
     of_worlds = [f"world {first + number} {world_hours}" for number in range(worlds)]
-    return ["decisions", *corpus(), *every_crash, *every_control, *kills, *lives, *of_worlds, *machines]
+    return ["decisions", *corpus(), *every_crash, *every_control, *kills, *storms, *lives, *of_worlds, *machines]
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from billing_pipeline.stripe_simulator.faults import FaultKind
+from billing_pipeline_tests.faults.storm_run import run_storm
 from billing_pipeline_tests.prove import decisions
 from billing_pipeline_tests.prove.controls import CONTROLS, Control
 from billing_pipeline_tests.prove.kill_deck import Kind
@@ -53,6 +54,7 @@ RUNS: dict[str, Callable[..., Any]] = {
     "together": lambda _, entries, workers, seed: _in_folder(
         partial(run_together, int(entries), int(workers), seed=int(seed))
     ),
+    "storm": lambda _, seed, deliveries: _in_folder(partial(run_storm, int(seed), int(deliveries))),
     "decisions": lambda _: decisions.measure(),
 }
 REAL_PROCESSES = ("kills", "sigkills", "restores", "together")

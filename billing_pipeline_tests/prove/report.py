@@ -71,6 +71,13 @@ class Report:
                 f"  struck by: {_by_name(kills, 'kills')}",
                 *(f"  left out: {kind}, {why}" for found in kills for kind, why in found["left_out"].items()),
             ]
+        if storms := self._of("storm"):
+            lines += [
+                f"webhook storms: {_sum(storms, 'deliveries'):,} deliveries of {_sum(storms, 'events'):,} events, of "
+                f"which {_sum(storms, 'dropped'):,} never came and were swept; {_sum(storms, 'acknowledged'):,} "
+                "acknowledged",
+                f"  struck by: {_by_name(storms, 'happened')}",
+            ]
         for found in self._of("control"):
             how = f"caught by seed {found['seed']}: {found['sign']}" if found["seed"] is not None else "NOT CAUGHT"
             lines.append(f"control {found['name']}: {how}")
