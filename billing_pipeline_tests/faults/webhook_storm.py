@@ -31,6 +31,9 @@ SENDERS = 8
 REACH = timedelta(days=28)
 """Only what is younger may be dropped: Stripe lists events for 30 days."""
 
+BEHIND = timedelta(minutes=2)
+"""What is younger is not dropped either: a sweep stays a minute behind Stripe's now, where the lives end."""
+
 TROUBLES = ("kills", "worker_kills", "cuts", "restarts", "rolls")
 
 QUIET = (0, 0, 0, 0, 0, 1, 60)
@@ -83,7 +86,8 @@ def deliveries_of(history: History, storm: Storm) -> tuple[list[dict[str, Any]],
     dice = random.Random(storm.seed)
     newest = max(event["created"] for event in history.events)
     youth = newest - int(REACH.total_seconds())
-    kept = [e for e in history.events if e["created"] < youth or dice.random() >= storm.dropped]
+    old = newest - int(BEHIND.total_seconds())
+    kept = [e for e in history.events if not youth <= e["created"] < old or dice.random() >= storm.dropped]
     placed: list[tuple[float, dict[str, Any]]] = []
     for position, event in enumerate(kept):
         late = dice.uniform(0, 200) if dice.random() < storm.reordered else 0.0
