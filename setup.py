@@ -63,6 +63,7 @@ setup(
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
+            "pyyaml",
             "ruff",
             "types-jsonschema",
         ],
