@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-with-constraints
-# One more than this machine has processors: a test waits for processes half of its time.
+# More than there are processors: a test waits for processes half of its time.
 PYTEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
