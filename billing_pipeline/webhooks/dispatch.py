@@ -117,7 +117,7 @@ class Dispatcher:
             now=self.clock(),
             only=only,
         )
-        return self._handle(claims) if claims else DispatchReport()
+        return self.handle(claims) if claims else DispatchReport()
 
     def drain(self, *, events_max: int, batch: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
         """Handle what is due now, at most so many events, of all or `only` of these."""
@@ -131,15 +131,12 @@ class Dispatcher:
 
     def handle(self, claims: Sequence[Claim]) -> DispatchReport:
         """Handle events that the caller has claimed, such as a replay.  Raises `DatabaseUnavailable`."""
-        return self._handle(claims)
-
-    def _handle(self, claims: Sequence[Claim]) -> DispatchReport:
         fetched = self._fetch_thin(claims)
         try:
             batch = in_transaction(self.connection, partial(self._batch, claims, fetched), name="A batch of events")
         except REFUSALS as exc:
             if len(claims) > 1:
-                return sum((self._handle([claim]) for claim in claims), DispatchReport())
+                return sum((self.handle([claim]) for claim in claims), DispatchReport())
             why = Failure("database", f"PostgreSQL refused what the event says ({type(exc).__name__}).")
             batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A refused event")
         except (BillingError, psycopg.Error):
@@ -147,7 +144,7 @@ class Dispatcher:
             raise
         except Exception as exc:
             if len(claims) > 1:
-                return sum((self._handle([claim]) for claim in claims), DispatchReport())
+                return sum((self.handle([claim]) for claim in claims), DispatchReport())
             why = _unexpected(exc)
             batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A failed event")
         _log(batch)

@@ -165,7 +165,7 @@ def test_a_worker_that_slept_past_its_claim_writes_nothing(connection, dispatche
     clock.advance(seconds=301)
     assert len(claim_due(connection, limit=10, sla=dispatcher.sla, now=clock())) == 1
 
-    assert dispatcher._handle(stale) == DispatchReport()
+    assert dispatcher.handle(stale) == DispatchReport()
     assert rows(connection, "SELECT processing_outcome FROM stripe_events") == [("received",)]
     assert rows(connection, "SELECT count(*) FROM subscriptions") == [(0,)]
 
