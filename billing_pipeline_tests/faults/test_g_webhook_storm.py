@@ -50,7 +50,9 @@ def test_g_nothing_acknowledged_is_lost_and_the_rows_equal_stripes(tmp_path, dat
             billing_dispatch_sla_seconds=10,
         )
         wait_for_claims(connection)
-        flow = WebhookFlow(connection, chosen, simulator.client(), DatabaseClock(connection))
+        flow = WebhookFlow(
+            connection, chosen, simulator.client(), DatabaseClock(connection), lambda organizations: None
+        )
         swept = heal(flow, history.clock)
 
     stored = {id for (id,) in connection.execute("SELECT stripe_event_id FROM stripe_events")}
