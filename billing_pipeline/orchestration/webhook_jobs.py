@@ -13,6 +13,7 @@ from pydantic import Field
 
 from billing_pipeline.domain.given_hours import instant_given
 from billing_pipeline.orchestration.resources import BillingResource
+from billing_pipeline.orchestration.schedules import utc_schedule
 from billing_pipeline.orchestration.usage_assets import RETRIES
 from billing_pipeline.orchestration.webhook_assets import entitlements, invoices, stripe_events, subscriptions
 from billing_pipeline.orchestration.webhook_checks import SERVICE_LEVELS, SWEEP_SCHEDULE, projection_equals_rebuild
@@ -163,50 +164,32 @@ rebuild_projections = dg.define_asset_job(
 )
 
 
-@dg.schedule(
-    job=dispatch_stripe_events,
-    cron_schedule="3 * * * *",
-    execution_timezone="UTC",
-    description="Every hour, ten minutes before the flush, for what `serve` left behind.",
-)
-def hourly_dispatch(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
-
-@dg.schedule(
-    job=sweep_stripe_events,
-    name=SWEEP_SCHEDULE,
-    cron_schedule="43 * * * *",
-    execution_timezone="UTC",
-    description="Every hour at minute 43, half an hour away from a flush.",
-)
-def hourly_event_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
-
-@dg.schedule(
-    job=rebuild_projections,
-    cron_schedule="28 4 * * *",
-    execution_timezone="UTC",
-    description="Every day before working hours, so that somebody is there to look.",
-)
-def daily_rebuild(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
-
-@dg.schedule(
-    job=purge_event_bodies,
-    cron_schedule="58 4 * * *",
-    execution_timezone="UTC",
-    description="Every day after the rebuild, which needs the bodies.",
-)
-def daily_purge(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
+WEBHOOK_SCHEDULES = [
+    utc_schedule(
+        dispatch_stripe_events,
+        name="hourly_dispatch",
+        cron="3 * * * *",
+        description="Every hour, ten minutes before the flush, for what `serve` left behind.",
+    ),
+    utc_schedule(
+        sweep_stripe_events,
+        name=SWEEP_SCHEDULE,
+        cron="43 * * * *",
+        description="Every hour at minute 43, half an hour away from a flush.",
+    ),
+    utc_schedule(
+        rebuild_projections,
+        name="daily_rebuild",
+        cron="28 4 * * *",
+        description="Every day before working hours, so that somebody is there to look.",
+    ),
+    utc_schedule(
+        purge_event_bodies,
+        name="daily_purge",
+        cron="58 4 * * *",
+        description="Every day after the rebuild, which needs the bodies.",
+    ),
+]
 
 WEBHOOK_JOBS: list[Any] = [
     replay_stripe_events,
@@ -215,4 +198,3 @@ WEBHOOK_JOBS: list[Any] = [
     rebuild_projections,
     purge_event_bodies,
 ]
-WEBHOOK_SCHEDULES = [hourly_dispatch, hourly_event_sweep, daily_rebuild, daily_purge]
