@@ -12,6 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from billing_pipeline.domain.given_hours import instant_given
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.schedules import utc_schedule
 from billing_pipeline.orchestration.usage_assets import RETRIES
@@ -29,8 +30,8 @@ class ReplayStatus(Enum):
     """Which events a replay takes."""
 
     due = "due"
-    failed = "failed"
-    parked = "parked"
+    failed = Outcome.FAILED.value
+    parked = Outcome.PARKED.value
 
 
 class ReplayConfig(dg.Config):

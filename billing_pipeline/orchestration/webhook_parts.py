@@ -13,6 +13,7 @@ from typing import Any
 from psycopg import Connection
 
 from billing_pipeline.database.clock import DatabaseClock
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import StripeClient
 from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_report
@@ -33,7 +34,7 @@ def make_dispatcher(
     clock: Callable[[], datetime],
     *,
     on_changed: OnChanged | None = None,
-    on_handled: Callable[[str, str], None] | None = None,
+    on_handled: Callable[[str, Outcome], None] | None = None,
 ) -> Dispatcher:
     """A dispatcher that also takes Stripe's error reports, and drops cached features where they changed.
 
@@ -51,7 +52,7 @@ def make_dispatcher(
 
 
 def make_steps(
-    client: StripeClient, settings: Settings, on_handled: Callable[[str, str], None] | None = None
+    client: StripeClient, settings: Settings, on_handled: Callable[[str, Outcome], None] | None = None
 ) -> dict[str, Step]:
     """What `serve` does beside taking webhooks, by name; `on_handled` is told each event's type and outcome.
 

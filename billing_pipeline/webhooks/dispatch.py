@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.dispatching import ATTEMPTS_MAX
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.domain.projections.projected import ObjectKind, Projected
 from billing_pipeline.errors import BillingError, EventUnreadable, Unavailable
 from billing_pipeline.webhooks.apply import Seen, apply
@@ -78,13 +79,13 @@ class _Batch:
 
     events: Sequence[ClaimedEvent] = ()
     skipped: Sequence[ClaimedEvent] = ()
-    outcomes: Mapping[str, str] = field(default_factory=dict)
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
     parked: int = 0
     organizations: Sequence[str] = ()
 
     def report(self) -> DispatchReport:
-        ignored = sum(outcome == "ignored" for outcome in self.outcomes.values())
+        ignored = sum(outcome is Outcome.IGNORED for outcome in self.outcomes.values())
         return DispatchReport(len(self.outcomes) - ignored, ignored, len(self.failures) - self.parked, self.parked)
 
 
@@ -102,7 +103,7 @@ class Dispatcher:
     attempts_max: int = ATTEMPTS_MAX
     thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
     on_changed: OnChanged | None = None
-    on_handled: Callable[[str, str], None] | None = None
+    on_handled: Callable[[str, Outcome], None] | None = None
 
     def run_once(self, *, limit: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
         """Claim and handle at most `limit` events that are due, of all or `only` of these.
@@ -150,7 +151,7 @@ class Dispatcher:
         _log(batch)
         if self.on_handled:
             for event in batch.events:
-                self.on_handled(event.event_type, batch.outcomes.get(event.stripe_event_id, "failed"))
+                self.on_handled(event.event_type, batch.outcomes.get(event.stripe_event_id, Outcome.FAILED))
         tell(self.on_changed, batch.organizations)
         return batch.report()
 
@@ -196,7 +197,7 @@ class Dispatcher:
                 results[event_id] = _unknown_account(result)
         failures = {event_id: result for event_id, result in results.items() if isinstance(result, Failure)}
         outcomes = {
-            event_id: "ignored" if result is None else "processed"
+            event_id: Outcome.IGNORED if result is None else Outcome.PROCESSED
             for event_id, result in results.items()
             if event_id not in failures
         }
@@ -249,7 +250,7 @@ def _log(batch: _Batch) -> None:
         about = _about(event)
         if failure := batch.failures.get(event.stripe_event_id):
             logger.warning("Stripe webhook processing failed", extra={**about, "error_class": failure.error_class})
-        elif batch.outcomes[event.stripe_event_id] == "ignored":
+        elif batch.outcomes[event.stripe_event_id] is Outcome.IGNORED:
             milestones.info("Stripe webhook event ignored", extra=about)
         else:
             milestones.info("Stripe webhook processing completed", extra=about)

@@ -17,6 +17,7 @@ from psycopg import Connection, IsolationLevel
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import all_or_nothing
 from billing_pipeline.domain.event_redaction import redacted
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.domain.projections.projected import Projected
 from billing_pipeline.errors import BillingError, EventUnreadable
 from billing_pipeline.webhooks.claims import REFUSALS
@@ -142,7 +143,7 @@ def _ends(connection: Connection[Any], ids: Sequence[str], refused: Mapping[str,
             yield end
         else:
             error = f"PostgreSQL refused what the event says ({why})."
-            yield replace(end, processing_outcome="failed", error_class="database", processing_error=error)
+            yield replace(end, processing_outcome=Outcome.FAILED, error_class="database", processing_error=error)
 
 
 def _organizations(connection: Connection[Any], reach: _Reach) -> set[str]:
