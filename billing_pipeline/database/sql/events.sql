@@ -138,10 +138,6 @@ SELECT stripe_event_id, event_type, payload, created_at FROM stripe_events
 -- name: body_of_event
 SELECT raw_body, payload FROM stripe_events WHERE stripe_event_id = %(stripe_event_id)s;
 
--- name: organizations_of_customers
-SELECT DISTINCT organization_id FROM customer_organizations
- WHERE stripe_customer_id = ANY (%(customers)s) ORDER BY organization_id;
-
 -- name: rows_of_stripe_customers
 SELECT stripe_customer_id AS row_id, to_jsonb(t) AS content FROM stripe_customers t
  WHERE stripe_customer_id = ANY (%(ids)s);
