@@ -20,6 +20,7 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from billing_pipeline.domain.dispatching import ATTEMPTS_MAX, SLA
 from billing_pipeline.domain.protocol import PAST_LIMIT, ProtocolTimes
 from billing_pipeline.domain.redaction import is_placeholder
 from billing_pipeline.domain.source_columns import DEFAULT_RELATION, parse_source_columns
@@ -99,8 +100,10 @@ class Settings(BaseSettings):
         default=None, description="whsec_...; several, separated by commas, while one is being rolled"
     )
     billing_intake_port: int = Field(default=8000, ge=1, le=65535, description="of billing-pipeline serve")
-    billing_dispatch_sla_seconds: int = Field(default=300, ge=10, description="a claimed event is done by then")
-    billing_dispatch_attempts_max: int = Field(default=10, ge=1, description="then it is parked for a person")
+    billing_dispatch_sla_seconds: int = Field(
+        default=int(SLA.total_seconds()), ge=10, description="a claimed event is done by then"
+    )
+    billing_dispatch_attempts_max: int = Field(default=ATTEMPTS_MAX, ge=1, description="then it is parked for a person")
     billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="bodies and payloads of handled events")
     billing_access_token: SecretStr | None = Field(default=None, description="for the web app; unset: no such routes")
     redis_url: SecretStr | None = Field(default=None, description="where product code caches features; unset: nowhere")

@@ -1,8 +1,11 @@
-"""When a webhook event that failed is tried again, and when it is left to a person."""
+"""How long a webhook event may be handled, when one that failed is tried again, and when it is left to a person."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+
+SLA = timedelta(minutes=5)
+"""How long a claim lasts, where BILLING_DISPATCH_SLA_SECONDS says nothing else."""
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=10)

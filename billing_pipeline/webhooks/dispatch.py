@@ -20,7 +20,7 @@ from pydantic_core import from_json
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
-from billing_pipeline.domain.dispatching import ATTEMPTS_MAX
+from billing_pipeline.domain.dispatching import ATTEMPTS_MAX, SLA
 from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.domain.projections.projected import ObjectKind, Projected
 from billing_pipeline.errors import BillingError, EventUnreadable, Unavailable
@@ -99,7 +99,7 @@ class Dispatcher:
 
     connection: Connection[Any]
     clock: Callable[[], datetime]
-    sla: timedelta = timedelta(minutes=5)
+    sla: timedelta = SLA
     attempts_max: int = ATTEMPTS_MAX
     thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
     on_changed: OnChanged | None = None
