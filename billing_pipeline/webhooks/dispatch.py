@@ -110,24 +110,16 @@ class Dispatcher:
 
         Raises `DatabaseUnavailable`; claims then lapse by themselves.
         """
-        claims = claim_due(
-            self.connection,
-            limit=limit,
-            sla=self.sla,
-            attempts_max=self.attempts_max,
-            now=self.clock(),
-            only=only,
-        )
+        claims = self._claim(limit, only)
         return self.handle(claims) if claims else DispatchReport()
 
     def drain(self, *, events_max: int, batch: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
         """Handle what is due now, at most so many events, of all or `only` of these."""
-        total = DispatchReport()
-        while total.handled < events_max:
-            done = self.run_once(limit=min(batch, events_max - total.handled), only=only)
-            if not done.handled:
-                break
-            total += done
+        total, left = DispatchReport(), events_max
+        # A batch of which all was handled already handles nothing, and more may be due behind it.
+        while left > 0 and (claims := self._claim(min(batch, left), only)):
+            total += self.handle(claims)
+            left -= len(claims)
         return total
 
     def handle(self, claims: Sequence[Claim]) -> DispatchReport:
@@ -154,6 +146,16 @@ class Dispatcher:
                 self.on_handled(event.event_type, batch.outcomes.get(event.stripe_event_id, Outcome.FAILED))
         tell(self.on_changed, batch.organizations)
         return batch.report()
+
+    def _claim(self, limit: int, only: Sequence[str] | None) -> list[Claim]:
+        return claim_due(
+            self.connection,
+            limit=limit,
+            sla=self.sla,
+            attempts_max=self.attempts_max,
+            now=self.clock(),
+            only=only,
+        )
 
     def _fetch_thin(self, claims: Sequence[Claim]) -> dict[str, Write | Failure]:
         """Ask Stripe before the transaction: no network call is made inside one."""

@@ -270,6 +270,20 @@ def test_an_event_handled_meanwhile_is_skipped(connection, dispatcher, caplog):
     ]
 
 
+def test_draining_goes_on_behind_a_batch_of_which_all_was_handled_already(connection, dispatcher):
+    done = event("customer.subscription.created", subscription())
+    store(connection, [done], now=NOW)
+    dispatcher.run_once()
+    connection.execute(
+        "INSERT INTO event_dispatches (stripe_event_id, object_key, created_at, due_at) VALUES (%s, 'sub_1', %s, %s)",
+        (done["id"], NOW, NOW - timedelta(hours=1)),
+    )
+    store(connection, [event("customer.subscription.created", subscription(id="sub_2"))], now=NOW)
+
+    assert dispatcher.drain(events_max=10, batch=1) == DispatchReport(processed=1)
+    assert rows(connection, "SELECT count(*) FROM event_dispatches") == [(0,)]
+
+
 def test_nothing_is_half_done_when_the_worker_dies_before_the_commit(connection, dispatcher, monkeypatch):
     store(connection, [event("customer.subscription.created", subscription())], now=NOW)
 
