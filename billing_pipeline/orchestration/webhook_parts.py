@@ -44,6 +44,7 @@ def make_dispatcher(
         connection,
         clock,
         sla=timedelta(seconds=settings.billing_dispatch_sla_seconds),
+        request_timeout=timedelta(seconds=settings.stripe_timeout_seconds),
         attempts_max=settings.billing_dispatch_attempts_max,
         thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
         on_changed=on_changed or make_cache_dropper(settings),

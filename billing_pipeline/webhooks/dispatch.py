@@ -20,7 +20,7 @@ from pydantic_core import from_json
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
-from billing_pipeline.domain.dispatching import ATTEMPTS_MAX, SLA
+from billing_pipeline.domain.dispatching import ATTEMPTS_MAX, REQUEST_TIMEOUT, SLA, asking_time
 from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.domain.projections.projected import ObjectKind, Projected
 from billing_pipeline.errors import BillingError, EventUnreadable, Unavailable
@@ -91,7 +91,8 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class Dispatcher:
-    """A worker with its own connection.  `sla` is how long a claim lasts; `thin_handlers` are by event type.
+    """A worker with its own connection.  `sla` is how long a claim lasts; `thin_handlers` are by event type, and each
+    may wait twice for `request_timeout`.
 
     `on_changed` is told, after the commit, of organizations whose entitlements may have changed; what it raises is
     logged and changes nothing.  `on_handled` is told each event's type and outcome then.
@@ -100,6 +101,7 @@ class Dispatcher:
     connection: Connection[Any]
     clock: Callable[[], datetime]
     sla: timedelta = SLA
+    request_timeout: timedelta = REQUEST_TIMEOUT
     attempts_max: int = ATTEMPTS_MAX
     thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
     on_changed: OnChanged | None = None
@@ -164,8 +166,11 @@ class Dispatcher:
         params = {"ids": [claim.stripe_event_id for claim in claims], "types": list(self.thin_handlers)}
         found: dict[str, Write | Failure] = {}
         away: Failure | None = None
+        asks_until = self.clock() + asking_time(self.sla, self.request_timeout)
         for row in queries.fetch_dicts(self.connection, "thin_among", params):
             event_id = str(row["stripe_event_id"])
+            if away is None and self.clock() >= asks_until:
+                away = Failure("stripe_unavailable", "Stripe answers so slowly that there was no time to ask about it.")
             try:
                 # One patience for all of them: the others of the batch must not wait for a Stripe that hangs.
                 found[event_id] = away or self.thin_handlers[str(row["event_type"])](event_id)

@@ -40,6 +40,7 @@ def test_g_nothing_acknowledged_is_lost_and_the_rows_equal_stripes(tmp_path, dat
             "STRIPE_SECRET_KEY": KEY,
             # A claim that a killed worker left behind must lapse within the test.
             "BILLING_DISPATCH_SLA_SECONDS": 10,
+            "STRIPE_TIMEOUT_SECONDS": 2,
         }
         with running_intakes(tmp_path, settings) as intakes:
             account = deliver(intakes, events, storm, connection)
@@ -48,6 +49,7 @@ def test_g_nothing_acknowledged_is_lost_and_the_rows_equal_stripes(tmp_path, dat
             stripe_api_base=simulator.url,
             stripe_secret_key=KEY,
             billing_dispatch_sla_seconds=10,
+            stripe_timeout_seconds=2,
         )
         wait_for_claims(connection)
         flow = WebhookFlow(

@@ -237,6 +237,25 @@ def test_a_stripe_that_hangs_is_asked_once_a_batch(connection, clock):
     assert len(asked) == 1
 
 
+def test_a_stripe_that_is_slow_is_asked_no_longer_than_the_claim_can_wait(connection, clock):
+    """Whatever the next answer takes, the batch must be written before another worker may take it."""
+    asked = []
+
+    def fetch(event_id):
+        asked.append(event_id)
+        clock.advance(seconds=9)
+        return lambda _connection, _now: None
+
+    store(connection, [{**THIN, "id": f"evt_thin_{number}"} for number in range(20)], now=NOW)
+    times = {"sla": timedelta(seconds=60), "request_timeout": timedelta(seconds=10)}
+    dispatcher = Dispatcher(connection, clock, **times, thin_handlers={THIN["type"]: fetch})
+
+    # 60 s less two timeouts and five seconds to write are 35 s: the fourth question begins after 27 s, none after 36 s.
+    assert dispatcher.run_once() == DispatchReport(processed=4, failed=16)
+    assert len(asked) == 4
+    assert rows(connection, "SELECT DISTINCT error_class FROM failed_stripe_events") == [("stripe_unavailable",)]
+
+
 def test_events_of_an_object_are_not_claimed_by_two(connection, dispatcher):
     store(connection, [event("customer.subscription.created", subscription())], now=NOW)
     claim_due(connection, limit=10, sla=dispatcher.sla, now=NOW)
