@@ -23,6 +23,8 @@ from billing_pipeline.webhooks.dispatch import DispatchReport
 from billing_pipeline.webhooks.health import inbox_counts
 from billing_pipeline.webhooks.retention import purge_bodies
 
+REREAD_RUNTIME = timedelta(hours=6)
+"""Stripe shows features by customer only, so a re-read takes a second for every few customers."""
 REPLAY_RUNTIME = timedelta(minutes=15)
 
 
@@ -177,6 +179,14 @@ WEBHOOK_SCHEDULES = [
         name=SWEEP_SCHEDULE,
         cron="43 * * * *",
         description="Every hour at minute 43, half an hour away from a flush.",
+    ),
+    utc_schedule(
+        sweep_stripe_events,
+        name="daily_object_reread",
+        cron="58 2 * * *",
+        description="Every day, the sweep with all of Stripe's objects: for what no event ever told.",
+        tags=lambda: {"dagster/max_runtime": str(int(REREAD_RUNTIME.total_seconds()))},
+        run_config=dg.RunConfig(ops={find_missed_events.name: SweepConfig(objects=True)}),
     ),
     utc_schedule(
         rebuild_projections,
