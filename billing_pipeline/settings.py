@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         default=int(SLA.total_seconds()), ge=10, description="a claimed event is done by then"
     )
     billing_dispatch_attempts_max: int = Field(default=ATTEMPTS_MAX, ge=1, description="then it is parked for a person")
-    billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="bodies and payloads of handled events")
+    billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="payloads of handled events and answers")
     billing_access_token: SecretStr | None = Field(default=None, description="for the web app; unset: no such routes")
     redis_url: SecretStr | None = Field(default=None, description="where product code caches features; unset: nowhere")
     saas_workspace_booking_url: str | None = Field(default=None, description="where who lacks saas is sent")

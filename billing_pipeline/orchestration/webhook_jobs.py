@@ -133,15 +133,22 @@ def sweep_stripe_events() -> None:
 
 @dg.op(out=dg.Out(dg.Nothing), retry_policy=RETRIES)
 def take_old_bodies(context: dg.OpExecutionContext, billing: BillingResource) -> None:
-    """Takes body and payload of handled events whose retention is over; the events stay."""
+    """Takes the payloads of handled events and of Stripe's answers whose retention is over; the rest stays."""
     with billing.webhook_flow() as flow:
         before = flow.clock() - timedelta(days=flow.settings.billing_event_bodies_kept_days)
         purged = purge_bodies(flow.connection, received_before=before)
-    context.add_output_metadata({"events_purged": purged, "received_before": dg.MetadataValue.timestamp(before)})
+    context.add_output_metadata(
+        {
+            "events_purged": purged.events,
+            "answers_purged": purged.answers,
+            "received_before": dg.MetadataValue.timestamp(before),
+        }
+    )
 
 
 @dg.job(
-    description="Take the bodies of handled webhook events that are older than BILLING_EVENT_BODIES_KEPT_DAYS.",
+    description="Take the payloads of handled webhook events and of Stripe's answers that are older than "
+    "BILLING_EVENT_BODIES_KEPT_DAYS.",
     tags={"dagster/max_runtime": "2700"},
 )
 def purge_event_bodies() -> None:

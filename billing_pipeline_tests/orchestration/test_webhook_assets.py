@@ -394,9 +394,15 @@ def test_old_bodies_go_and_the_events_stay(connection, now):
     for age in (91, 89):
         handled = event("customer.created", {"id": f"cus_{age}", "object": "customer"})
         store(connection, [handled], now=now - timedelta(days=age))
+    connection.execute(
+        "INSERT INTO object_snapshots (object_id, object_kind, read_at, reason, payload, stored_at)"
+        " VALUES ('cus_1', 'customer', %(at)s, 'tie', '{}', %(at)s)",
+        {"at": now - timedelta(days=91)},
+    )
     Dispatcher(connection, lambda: now).run_once()
 
     assert run("purge_event_bodies").success
+    assert connection.execute("SELECT payload IS NULL FROM object_snapshots").fetchall() == [(True,)]
     assert connection.execute("SELECT payload IS NULL FROM stripe_events ORDER BY received_at").fetchall() == [
         (True,),
         (False,),
