@@ -23,6 +23,7 @@ from billing_pipeline.errors import BillingError, DatabaseUnavailable, DeliveryR
 from billing_pipeline.webhooks.deliveries import Delivery
 from billing_pipeline.webhooks.inbox import Origin, Stored, count_signature_failures, store
 from billing_pipeline.webhooks.lasting_connection import LastingConnection
+from billing_pipeline.webhooks.refusal_log import RefusalLog
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Committer:
         self._waiting_bytes = 0
         self._wanted = asyncio.Event()
         self._failures: Counter[tuple[datetime, str]] = Counter()
+        self._refusals = RefusalLog()
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._housekeeping: asyncio.Task[None] | None = None
@@ -87,6 +89,7 @@ class Committer:
         await asyncio.gather(*self._tasks)
         if self._housekeeping is not None:
             self._housekeeping.cancel()
+        self._refusals.tell_all()
         await self._flush_failures()
         for lane in self._lanes:
             lane.thread.submit(lane.connection.close)
@@ -121,7 +124,8 @@ class Committer:
             raise DatabaseUnavailable(f"PostgreSQL has not answered for {PATIENCE_SECONDS} seconds.") from None
 
     def signature_failed(self, reason: str, *, now: datetime) -> None:
-        """Count a refused delivery; written within seconds, and lost only if the process is killed before."""
+        """Tell of a refused delivery and count it; the count is written within seconds, or lost by a kill before."""
+        self._refusals.refused(reason, now=asyncio.get_running_loop().time())
         self._failures[now.replace(second=0, microsecond=0), reason] += 1
 
     async def _commit_batches(self, lane: _Lane) -> None:
@@ -172,6 +176,7 @@ class Committer:
             for waiting in [*self._waiting, *(waiting for lane in self._lanes for waiting in lane.batch)]:
                 if waiting.since < overdue:
                     _answer(waiting, Unavailable("The delivery was not stored in time; Stripe sends it again."))
+            self._refusals.tell(now=loop.time())
             await self._flush_failures()
 
     async def _flush_failures(self) -> None:
