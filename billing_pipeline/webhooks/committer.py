@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -36,8 +36,7 @@ WAITING_BYTES_MAX = 64 << 20
 CROWD = 16
 BATCH_MAX = 200
 BATCH_BYTES_MAX = 8 << 20
-PATIENCE_SECONDS = 20
-"""Stripe publishes no limit; what is not committed by then is told to be sent again."""
+ASKING_SECONDS = 20
 
 HOUSEKEEPING_SECONDS = 2
 
@@ -46,7 +45,6 @@ HOUSEKEEPING_SECONDS = 2
 class _Waiting:
     delivery: Delivery
     answer: asyncio.Future[Stored]
-    since: float
 
     @property
     def size(self) -> int:
@@ -55,11 +53,10 @@ class _Waiting:
 
 @dataclass
 class _Lane:
-    """One connection, its thread, and what it is committing."""
+    """One connection and its thread."""
 
     connection: LastingConnection
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "webhook-inbox"))
-    batch: Sequence[_Waiting] = ()
 
 
 class Committer:
@@ -96,13 +93,11 @@ class Committer:
             lane.thread.shutdown()
 
     async def store(self, delivery: Delivery) -> Stored:
-        """What became of the delivery, once that is committed.
+        """What became of the delivery, once that is committed; who is cancelled meanwhile may be stored or not.
 
-        Raises `Unavailable` where it could not be stored, or where it is not known in time whether it was, and
-        `DeliveryRefused` for what PostgreSQL cannot hold.
+        Raises `Unavailable` where it could not be stored, and `DeliveryRefused` for what PostgreSQL cannot hold.
         """
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(delivery, loop.create_future(), loop.time())
+        waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
         if len(self._waiting) >= WAITING_MAX or self._waiting_bytes + waiting.size > WAITING_BYTES_MAX or self._closing:
             raise Unavailable("More deliveries wait than the intake holds; Stripe sends this one again.")
         self._waiting.append(waiting)
@@ -119,9 +114,9 @@ class Committer:
         lane = self._lanes[0]
         asked = asyncio.get_running_loop().run_in_executor(lane.thread, partial(lane.connection.run, question))
         try:
-            return await asyncio.wait_for(asked, PATIENCE_SECONDS)
+            return await asyncio.wait_for(asked, ASKING_SECONDS)
         except TimeoutError:
-            raise DatabaseUnavailable(f"PostgreSQL has not answered for {PATIENCE_SECONDS} seconds.") from None
+            raise DatabaseUnavailable(f"PostgreSQL has not answered for {ASKING_SECONDS} seconds.") from None
 
     def signature_failed(self, reason: str, *, now: datetime) -> None:
         """Tell of a refused delivery and count it; the count is written within seconds, or lost by a kill before."""
@@ -138,7 +133,6 @@ class Committer:
                 continue
             if not (batch := self._next_batch()):
                 continue
-            lane.batch = batch
             try:
                 results = await self._store(lane, [waiting.delivery for waiting in batch])
             except Exception as exc:
@@ -148,7 +142,6 @@ class Committer:
             else:
                 for waiting, result in zip(batch, results, strict=True):
                     _answer(waiting, result)
-            lane.batch = ()
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -172,10 +165,6 @@ class Committer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            overdue = loop.time() - PATIENCE_SECONDS
-            for waiting in [*self._waiting, *(waiting for lane in self._lanes for waiting in lane.batch)]:
-                if waiting.since < overdue:
-                    _answer(waiting, Unavailable("The delivery was not stored in time; Stripe sends it again."))
             self._refusals.tell(now=loop.time())
             await self._flush_failures()
 

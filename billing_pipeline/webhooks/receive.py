@@ -30,6 +30,8 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PATH = "/webhooks/stripe"
+PATIENCE_SECONDS = 20
+"""From a whole body to its answer.  Stripe publishes no limit; what is not committed by then is to be sent again."""
 RETRY_AFTER_SECONDS = 10
 
 
@@ -118,13 +120,14 @@ class StripeEndpoint:
         delivery = None
         try:
             delivery = read_delivery(body, matched)
-            await self._require_ours(delivery.envelope)
-            stored = await self._committer.store(delivery)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._require_ours(delivery.envelope)
+                stored = await self._committer.store(delivery)
         except DeliveryRefused as refused:
             envelope = delivery.envelope if delivery else None
             logger.error("Stripe webhook refused: %s", refused.reason, extra=_fields(envelope))
             return self._refusal(refused, envelope)
-        except Unavailable:
+        except (Unavailable, TimeoutError):
             return NOT_STORED
         return self._stored(delivery, stored)
 
