@@ -172,8 +172,10 @@ class Committer:
         if not self._failures:
             return
         failures, self._failures = self._failures, Counter()
+        lane, count = self._lanes[0], partial(_count_failures, failures=failures)
         try:
-            await self.ask(partial(_count_failures, failures=failures))
+            # For as long as it takes: what was given up might be written all the same, and then be counted twice.
+            await asyncio.get_running_loop().run_in_executor(lane.thread, lane.connection.run, count)
         except Exception as exc:
             # Only counts: the next round takes them along.
             self._failures.update(failures)

@@ -137,6 +137,23 @@ def test_signature_failures_are_written_while_the_intake_runs(intake, connection
         time.sleep(0.05)
 
 
+def test_a_refused_delivery_is_counted_once_however_long_the_count_waits(intake, connection, monkeypatch):
+    monkeypatch.setattr(committer_module, "HOUSEKEEPING_SECONDS", 0.05)
+    monkeypatch.setattr(committer_module, "ASKING_SECONDS", 0.2)
+    count = "SELECT sum(deliveries) FROM signature_failures"
+    with connection.transaction():
+        connection.execute("LOCK TABLE signature_failures IN ACCESS EXCLUSIVE MODE")
+        intake.post(b"{}", {})
+        time.sleep(3)  # It begins to count within two.
+    deadline = time.monotonic() + 30
+    while connection.execute(count).fetchone() == (None,):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+
+    assert connection.execute(count).fetchone() == (1,)
+
+
 def test_g11_an_altered_body_is_refused_even_if_it_means_the_same(intake, connection):
     body, headers = signed(event())
 
