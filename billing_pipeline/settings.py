@@ -20,6 +20,7 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, AwareDatetime, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from billing_pipeline.domain.dispatching import ATTEMPTS_MAX, REQUEST_TIMEOUT, SLA, WRITING, asking_time
 from billing_pipeline.domain.protocol import PAST_LIMIT, ProtocolTimes
 from billing_pipeline.domain.redaction import is_placeholder
 from billing_pipeline.domain.source_columns import DEFAULT_RELATION, parse_source_columns
@@ -87,7 +88,7 @@ class Settings(BaseSettings):
     simulator_port: int = Field(default=12111, ge=1, le=65535)
     dagster_port: int = Field(default=3000, ge=1, le=65535)
     stripe_max_concurrency: int = Field(default=16, ge=1, le=256)
-    stripe_timeout_seconds: int = Field(default=20, ge=1, le=80)
+    stripe_timeout_seconds: int = Field(default=int(REQUEST_TIMEOUT.total_seconds()), ge=1, le=80)
 
     stripe_meter_sink: MeterSinkName = Field(default=MeterSinkName.V1)
     stripe_meter_events_per_second: int | None = Field(default=None, ge=1, le=200_000)
@@ -99,9 +100,11 @@ class Settings(BaseSettings):
         default=None, description="whsec_...; several, separated by commas, while one is being rolled"
     )
     billing_intake_port: int = Field(default=8000, ge=1, le=65535, description="of billing-pipeline serve")
-    billing_dispatch_sla_seconds: int = Field(default=300, ge=10, description="a claimed event is done by then")
-    billing_dispatch_attempts_max: int = Field(default=10, ge=1, description="then it is parked for a person")
-    billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="bodies and payloads of handled events")
+    billing_dispatch_sla_seconds: int = Field(
+        default=int(SLA.total_seconds()), ge=10, description="a claimed event is done by then"
+    )
+    billing_dispatch_attempts_max: int = Field(default=ATTEMPTS_MAX, ge=1, description="then it is parked for a person")
+    billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="payloads of handled events and answers")
     billing_access_token: SecretStr | None = Field(default=None, description="for the web app; unset: no such routes")
     redis_url: SecretStr | None = Field(default=None, description="where product code caches features; unset: nowhere")
     saas_workspace_booking_url: str | None = Field(default=None, description="where who lacks saas is sent")
@@ -219,6 +222,17 @@ class Settings(BaseSettings):
     def _times_fit_together(self) -> Self:
         if faults := self.protocol_times.faults():
             raise ValueError("the protocol's times do not fit: " + "; ".join(faults))
+        return self
+
+    @model_validator(mode="after")
+    def _a_claim_outlasts_stripes_answer(self) -> Self:
+        timeout = timedelta(seconds=self.stripe_timeout_seconds)
+        if asking_time(timedelta(seconds=self.billing_dispatch_sla_seconds), timeout) <= timedelta(0):
+            raise ValueError(
+                f"BILLING_DISPATCH_SLA_SECONDS is {self.billing_dispatch_sla_seconds}: a worker that waits for Stripe "
+                f"would lose what it has claimed. With STRIPE_TIMEOUT_SECONDS at {self.stripe_timeout_seconds} set it "
+                f"to more than {int((2 * timeout + WRITING).total_seconds())}"
+            )
         return self
 
     @cached_property

@@ -110,3 +110,15 @@ def test_the_first_file_that_names_a_value_wins_and_is_named(tmp_path, monkeypat
 )
 def test_one_rule_masks_every_secret(secret, shown):
     assert mask(secret) == shown
+
+
+@pytest.mark.parametrize(("sla", "timeout"), [(10, 20), (45, 20), (165, 80)])
+def test_a_claim_that_would_lapse_while_its_worker_waits_for_stripe_is_refused(sla, timeout):
+    with pytest.raises(SettingsError) as refused:
+        load_settings(billing_dispatch_sla_seconds=sla, stripe_timeout_seconds=timeout)
+
+    assert str(refused.value) == (
+        f"These settings are wrong: BILLING_DISPATCH_SLA_SECONDS is {sla}: a worker that waits for Stripe would lose "
+        f"what it has claimed. With STRIPE_TIMEOUT_SECONDS at {timeout} set it to more than {2 * timeout + 5}."
+    )
+    assert load_settings(billing_dispatch_sla_seconds=2 * timeout + 6, stripe_timeout_seconds=timeout)

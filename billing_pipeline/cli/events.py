@@ -137,6 +137,7 @@ def purge(
     How old is for BILLING_EVENT_BODIES_KEPT_DAYS to say.
 
     Raw body and payload go; the event, its digest, type and outcome stay for ever.
+    So it is with what Stripe showed of its objects when asked.
     What is not handled keeps its body.  The projections can be made anew only from events that still have theirs.
 
     Example: billing-pipeline events purge --dry-run
@@ -149,12 +150,16 @@ def purge(
         if dry_run:
             old = old_bodies(inbox.connection, received_before=before)
             typer.echo(
-                f"Would let the bodies of {_events(old.events)} go ({old.bytes:,} bytes as delivered), handled and "
-                f"received before {before:%Y-%m-%d %H:%M} UTC. Nothing was changed."
+                f"Would let the bodies of {_events(old.events)} ({old.bytes:,} bytes as delivered) and "
+                f"{_answers(old.answers)} go, handled and received before {before:%Y-%m-%d %H:%M} UTC. Nothing was "
+                "changed."
             )
             return
         purged = purge_bodies(inbox.connection, received_before=before, on_progress=_tell_purged)
-    typer.echo(f"Bodies gone: {_events(purged)}, handled and received before {before:%Y-%m-%d %H:%M} UTC.")
+    typer.echo(
+        f"Bodies gone: {_events(purged.events)} and {_answers(purged.answers)}, handled and received before "
+        f"{before:%Y-%m-%d %H:%M} UTC."
+    )
 
 
 def _tell_purged(purged: int) -> None:
@@ -263,6 +268,10 @@ def _more(count: int) -> str:
 
 def _events(count: int) -> str:
     return f"{count:,} event" + ("" if count == 1 else "s")
+
+
+def _answers(count: int) -> str:
+    return f"{count:,} answer{'' if count == 1 else 's'} of Stripe's"
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

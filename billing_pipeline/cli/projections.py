@@ -162,8 +162,8 @@ def _print_rebuild(report: RebuildReport) -> None:
     typer.echo(f"{report.replayed.events:,} events and {report.replayed.answers:,} answers of Stripe's replayed.")
     if report.payloads_gone:
         typer.echo(
-            f"{report.payloads_gone:,} events have no payload any more; {report.taken_over:,} rows that only they told "
-            "of are taken as they are."
+            f"{report.payloads_gone:,} events and answers have no payload any more; {report.taken_over:,} rows that "
+            "only they told of are taken as they are."
         )
     typer.echo("")
     for table in report.tables:

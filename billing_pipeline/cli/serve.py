@@ -146,14 +146,18 @@ def make_server(app: Any) -> uvicorn.Server:
     """uvicorn around the intake, an ASGI application; run it with `server.run(sockets=[...])`."""
     import uvicorn
 
+    from billing_pipeline.webhooks.http_protocol import BoundedHttpProtocol
+
     config = uvicorn.Config(
         app,
         access_log=False,
         backlog=2_048,
-        http="httptools",
+        http=BoundedHttpProtocol,
         lifespan="on",
         limit_concurrency=CONNECTIONS_MAX,
         log_config=None,
+        # Its warnings are one for each request that is no HTTP, which anybody can send.
+        log_level="error",
         loop="uvloop",
         # Addresses are neither logged nor trusted, so nobody's word about them is needed.
         proxy_headers=False,

@@ -131,9 +131,11 @@ object_snapshots = Table(
     Column("object_kind", Text, nullable=False),
     Column("read_at", Instant, nullable=False, comment="Stripe's clock, whole seconds"),
     Column("reason", Text, nullable=False),
-    Column("payload", JSONB, nullable=False, comment="the object as Stripe showed it; deleted: true where it is gone"),
+    Column("payload", JSONB, comment="the object, deleted: true where it is gone; null: its retention is over"),
     Column("stored_at", Instant, nullable=False, server_default=DATABASE_NOW),
     Index("object_snapshots_object_idx", "object_kind", "object_id"),
+    # The oldest whose payloads are still there, for the purge.
+    Index("object_snapshots_payloads_idx", "stored_at", postgresql_where=text("payload IS NOT NULL")),
     comment="objects as Stripe showed them when asked; with the events, what every projection can be made anew from",
 )
 

@@ -7,7 +7,7 @@ The statements are made from the tables' own columns, because they are the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from sqlalchemy import Table
 from billing_pipeline.database import queries
 from billing_pipeline.database.base import SCHEMA
 from billing_pipeline.database.projection_tables import PROJECTIONS, customer_organizations, entitlements
+from billing_pipeline.domain.projections.projected import READ
 
 SHADOW = "billing_pipeline_rebuild"
 COPIED = (*PROJECTIONS, customer_organizations, entitlements)
@@ -107,9 +108,14 @@ def stop_writers(connection: Connection[Any]) -> None:
     connection.execute(SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(names))
 
 
-def take_over(connection: Connection[Any]) -> int:
-    """Copy the live rows whose event has no payload any more, since nothing else knows them; return how many."""
-    return sum(connection.execute(_taking(table)).rowcount for table in PROJECTIONS)
+def take_over(connection: Connection[Any], kinds: Mapping[str, str]) -> int:
+    """Copy the live rows whose event or answer has no payload any more, since nothing else knows them; return how many.
+
+    `kinds` are the kinds of objects by table, as answers name them.
+    """
+    return sum(
+        connection.execute(_taking(table), {"read": READ, "kind": kinds[table.name]}).rowcount for table in PROJECTIONS
+    )
 
 
 def compare(connection: Connection[Any]) -> list[Compared]:
@@ -198,8 +204,11 @@ def _names(names: Iterable[str], of: str | None = None) -> Composed:
 def _taking(table: Table) -> Composed:
     return SQL(
         "INSERT INTO {shadow} SELECT l.* FROM {live} l JOIN stripe_events e ON e.stripe_event_id = l.source "
-        "WHERE e.payload IS NULL"
-    ).format(shadow=_in(SHADOW, table), live=_in(SCHEMA, table))
+        "WHERE e.payload IS NULL "
+        "UNION ALL SELECT l.* FROM {live} l WHERE l.source = %(read)s AND EXISTS ("
+        "SELECT FROM object_snapshots s WHERE s.object_kind = %(kind)s AND s.object_id = l.{key} "
+        "AND s.read_at = l.version_at AND s.payload IS NULL)"
+    ).format(shadow=_in(SHADOW, table), live=_in(SCHEMA, table), key=Identifier(_columns(table)[0]))
 
 
 def _comparison(table: Table) -> Composed:

@@ -13,6 +13,7 @@ from billing_pipeline.orchestration.contract_checks import usage_volume
 from billing_pipeline.orchestration.explain_job import explain_usage
 from billing_pipeline.orchestration.launch import QUEUE_TAG
 from billing_pipeline.orchestration.preflight_checks import preflight_checks
+from billing_pipeline.orchestration.schedules import utc_schedule
 from billing_pipeline.orchestration.smoke_job import smoke_organization
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS, USAGE_FLUSH, billable_events
 from billing_pipeline.settings import load_settings
@@ -45,17 +46,6 @@ preflight = dg.define_asset_job(
 )
 
 
-@dg.schedule(
-    job=usage_flush,
-    cron_schedule="13 * * * *",
-    execution_timezone="UTC",
-    description="A flush, every hour at minute 13, when the hour before has closed and its stragglers had their grace.",
-)
-def hourly_usage_flush(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat(), tags=_queue_tag())
-
-
 def _queue_tag() -> dict[str, str]:
     try:
         return {QUEUE_TAG: load_settings().stripe_billing_queue}
@@ -64,16 +54,20 @@ def _queue_tag() -> dict[str, str]:
         return {}
 
 
-@dg.schedule(
-    job=preflight,
-    cron_schedule="43 5 * * *",
-    execution_timezone="UTC",
-    description="The preflight, every day before working hours and half an hour away from a flush.",
-)
-def daily_preflight(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
-
 JOBS: list[Any] = [usage_flush, validate_contract, preflight, smoke_organization, explain_usage]
-SCHEDULES = [hourly_usage_flush, daily_preflight]
+SCHEDULES = [
+    utc_schedule(
+        usage_flush,
+        name="hourly_usage_flush",
+        cron="13 * * * *",
+        description="A flush, every hour at minute 13, when the hour before has closed and its stragglers had their "
+        "grace.",
+        tags=_queue_tag,
+    ),
+    utc_schedule(
+        preflight,
+        name="daily_preflight",
+        cron="43 5 * * *",
+        description="The preflight, every day before working hours and half an hour away from a flush.",
+    ),
+]

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.orchestration.metadata import (
     ROWS_MAX,
     difference_table,
@@ -39,7 +40,7 @@ def no_failed_events(billing: BillingResource) -> dg.AssetCheckResult:
     """No webhook event failed; one that is parked is not tried any more and waits for a person."""
     with billing.webhook_flow() as flow:
         found = health.unhandled(flow.connection)
-    parked = sum(one.events for one in found if one.processing_outcome == "parked")
+    parked = sum(one.events for one in found if one.processing_outcome == Outcome.PARKED)
     failed = sum(one.events for one in found) - parked
     return _result(
         "no_failed_events",

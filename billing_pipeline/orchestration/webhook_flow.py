@@ -15,7 +15,7 @@ from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.database.connection import connect
 from billing_pipeline.database.primary import require_primary
 from billing_pipeline.database.schema_version import require_current_schema
-from billing_pipeline.orchestration.webhook_parts import make_dispatcher, make_reader
+from billing_pipeline.orchestration.webhook_parts import make_cache_dropper, make_dispatcher, make_reader
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import StripeClient, make_client
 from billing_pipeline.stripe_api.error_reports import REPORT_TYPES
@@ -23,6 +23,7 @@ from billing_pipeline.stripe_api.events import KEPT, event_pages, stripe_now, th
 from billing_pipeline.stripe_api.listings import all_objects
 from billing_pipeline.webhooks.dispatch import Dispatcher, DispatchReport
 from billing_pipeline.webhooks.entitle import EntitlementsReport, decide_all
+from billing_pipeline.webhooks.feature_cache import OnChanged
 from billing_pipeline.webhooks.rebuild import RebuildReport, rebuild
 from billing_pipeline.webhooks.refetch import RefetchReport, refetch_due
 from billing_pipeline.webhooks.reread import RereadReport, reread
@@ -37,12 +38,16 @@ RECENT_INVOICES = timedelta(days=90)
 
 @dataclass(frozen=True, slots=True)
 class WebhookFlow:
-    """The webhooks' flow over one connection; the database's clock tells the time."""
+    """The webhooks' flow over one connection; the database's clock tells the time.
+
+    `drop_cached` drops changed organizations' features from the cache.
+    """
 
     connection: Connection[Any]
     settings: Settings
     stripe: StripeClient
     clock: Callable[[], datetime]
+    drop_cached: OnChanged
 
     @property
     def sla(self) -> timedelta:
@@ -52,7 +57,7 @@ class WebhookFlow:
     @property
     def dispatcher(self) -> Dispatcher:
         """One that also takes Stripe's error reports, and tells the cache of features."""
-        return make_dispatcher(self.connection, self.stripe, self.settings, self.clock)
+        return make_dispatcher(self.connection, self.stripe, self.settings, self.clock, on_changed=self.drop_cached)
 
     def sweep(
         self, since: datetime | None = None, progress: Callable[[SweepReport], None] = lambda report: None
@@ -81,26 +86,23 @@ class WebhookFlow:
             make_reader(self.stripe, self.settings),
             self.clock,
             progress=progress,
-            on_changed=self.dispatcher.on_changed,
+            on_changed=self.drop_cached,
         )
 
     def dispatch(self) -> tuple[DispatchReport, RefetchReport]:
         """Handle what is due, then ask Stripe what events could not decide."""
         handled = self.dispatcher.drain(events_max=EVENTS_MAX)
         reader = make_reader(self.stripe, self.settings)
-        asked = refetch_due(
-            self.connection, reader, self.clock, limit=REFETCHES_MAX, on_changed=self.dispatcher.on_changed
-        )
+        asked = refetch_due(self.connection, reader, self.clock, limit=REFETCHES_MAX, on_changed=self.drop_cached)
         return handled, asked
 
     def decide_all(self) -> EntitlementsReport:
         """Decide everybody's entitlements anew."""
-        return decide_all(self.connection, self.clock, on_changed=self.dispatcher.on_changed)
+        return decide_all(self.connection, self.clock, on_changed=self.drop_cached)
 
     def rebuild(self, *, apply: bool = False, progress: Callable[[int], None] = lambda events: None) -> RebuildReport:
         """Make the projections anew and compare; with `apply` put right what differs."""
-        on_changed = self.dispatcher.on_changed
-        return rebuild(self.connection, self.clock, apply=apply, progress=progress, on_changed=on_changed)
+        return rebuild(self.connection, self.clock, apply=apply, progress=progress, on_changed=self.drop_cached)
 
 
 @contextmanager
@@ -112,4 +114,5 @@ def open_webhook_flow(settings: Settings, database_url: str) -> Iterator[Webhook
     with connect(database_url) as connection:
         require_primary(connection, database_url)
         require_current_schema(connection)
-        yield WebhookFlow(connection, settings, make_client(settings), DatabaseClock(connection))
+        client, clock = make_client(settings), DatabaseClock(connection)
+        yield WebhookFlow(connection, settings, client, clock, make_cache_dropper(settings))

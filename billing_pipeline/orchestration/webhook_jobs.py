@@ -12,7 +12,9 @@ import dagster as dg
 from pydantic import Field
 
 from billing_pipeline.domain.given_hours import instant_given
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.orchestration.resources import BillingResource
+from billing_pipeline.orchestration.schedules import utc_schedule
 from billing_pipeline.orchestration.usage_assets import RETRIES
 from billing_pipeline.orchestration.webhook_assets import entitlements, invoices, stripe_events, subscriptions
 from billing_pipeline.orchestration.webhook_checks import SERVICE_LEVELS, SWEEP_SCHEDULE, projection_equals_rebuild
@@ -21,6 +23,8 @@ from billing_pipeline.webhooks.dispatch import DispatchReport
 from billing_pipeline.webhooks.health import inbox_counts
 from billing_pipeline.webhooks.retention import purge_bodies
 
+REREAD_RUNTIME = timedelta(hours=6)
+"""Stripe shows features by customer only, so a re-read takes a second for every few customers."""
 REPLAY_RUNTIME = timedelta(minutes=15)
 
 
@@ -28,8 +32,8 @@ class ReplayStatus(Enum):
     """Which events a replay takes."""
 
     due = "due"
-    failed = "failed"
-    parked = "parked"
+    failed = Outcome.FAILED.value
+    parked = Outcome.PARKED.value
 
 
 class ReplayConfig(dg.Config):
@@ -129,15 +133,22 @@ def sweep_stripe_events() -> None:
 
 @dg.op(out=dg.Out(dg.Nothing), retry_policy=RETRIES)
 def take_old_bodies(context: dg.OpExecutionContext, billing: BillingResource) -> None:
-    """Takes body and payload of handled events whose retention is over; the events stay."""
+    """Takes the payloads of handled events and of Stripe's answers whose retention is over; the rest stays."""
     with billing.webhook_flow() as flow:
         before = flow.clock() - timedelta(days=flow.settings.billing_event_bodies_kept_days)
         purged = purge_bodies(flow.connection, received_before=before)
-    context.add_output_metadata({"events_purged": purged, "received_before": dg.MetadataValue.timestamp(before)})
+    context.add_output_metadata(
+        {
+            "events_purged": purged.events,
+            "answers_purged": purged.answers,
+            "received_before": dg.MetadataValue.timestamp(before),
+        }
+    )
 
 
 @dg.job(
-    description="Take the bodies of handled webhook events that are older than BILLING_EVENT_BODIES_KEPT_DAYS.",
+    description="Take the payloads of handled webhook events and of Stripe's answers that are older than "
+    "BILLING_EVENT_BODIES_KEPT_DAYS.",
     tags={"dagster/max_runtime": "2700"},
 )
 def purge_event_bodies() -> None:
@@ -163,50 +174,40 @@ rebuild_projections = dg.define_asset_job(
 )
 
 
-@dg.schedule(
-    job=dispatch_stripe_events,
-    cron_schedule="3 * * * *",
-    execution_timezone="UTC",
-    description="Every hour, ten minutes before the flush, for what `serve` left behind.",
-)
-def hourly_dispatch(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
-
-@dg.schedule(
-    job=sweep_stripe_events,
-    name=SWEEP_SCHEDULE,
-    cron_schedule="43 * * * *",
-    execution_timezone="UTC",
-    description="Every hour at minute 43, half an hour away from a flush.",
-)
-def hourly_event_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
-
-@dg.schedule(
-    job=rebuild_projections,
-    cron_schedule="28 4 * * *",
-    execution_timezone="UTC",
-    description="Every day before working hours, so that somebody is there to look.",
-)
-def daily_rebuild(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
-
-@dg.schedule(
-    job=purge_event_bodies,
-    cron_schedule="58 4 * * *",
-    execution_timezone="UTC",
-    description="Every day after the rebuild, which needs the bodies.",
-)
-def daily_purge(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Off until somebody turns it on in the UI."""
-    return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat())
-
+WEBHOOK_SCHEDULES = [
+    utc_schedule(
+        dispatch_stripe_events,
+        name="hourly_dispatch",
+        cron="3 * * * *",
+        description="Every hour, ten minutes before the flush, for what `serve` left behind.",
+    ),
+    utc_schedule(
+        sweep_stripe_events,
+        name=SWEEP_SCHEDULE,
+        cron="43 * * * *",
+        description="Every hour at minute 43, half an hour away from a flush.",
+    ),
+    utc_schedule(
+        sweep_stripe_events,
+        name="daily_object_reread",
+        cron="58 2 * * *",
+        description="Every day, the sweep with all of Stripe's objects: for what no event ever told.",
+        tags=lambda: {"dagster/max_runtime": str(int(REREAD_RUNTIME.total_seconds()))},
+        run_config=dg.RunConfig(ops={find_missed_events.name: SweepConfig(objects=True)}),
+    ),
+    utc_schedule(
+        rebuild_projections,
+        name="daily_rebuild",
+        cron="28 4 * * *",
+        description="Every day before working hours, so that somebody is there to look.",
+    ),
+    utc_schedule(
+        purge_event_bodies,
+        name="daily_purge",
+        cron="58 4 * * *",
+        description="Every day after the rebuild, which needs the bodies.",
+    ),
+]
 
 WEBHOOK_JOBS: list[Any] = [
     replay_stripe_events,
@@ -215,4 +216,3 @@ WEBHOOK_JOBS: list[Any] = [
     rebuild_projections,
     purge_event_bodies,
 ]
-WEBHOOK_SCHEDULES = [hourly_dispatch, hourly_event_sweep, daily_rebuild, daily_purge]

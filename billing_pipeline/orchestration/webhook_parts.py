@@ -13,6 +13,7 @@ from typing import Any
 from psycopg import Connection
 
 from billing_pipeline.database.clock import DatabaseClock
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import StripeClient
 from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_report
@@ -33,7 +34,7 @@ def make_dispatcher(
     clock: Callable[[], datetime],
     *,
     on_changed: OnChanged | None = None,
-    on_handled: Callable[[str, str], None] | None = None,
+    on_handled: Callable[[str, Outcome], None] | None = None,
 ) -> Dispatcher:
     """A dispatcher that also takes Stripe's error reports, and drops cached features where they changed.
 
@@ -43,6 +44,7 @@ def make_dispatcher(
         connection,
         clock,
         sla=timedelta(seconds=settings.billing_dispatch_sla_seconds),
+        request_timeout=timedelta(seconds=settings.stripe_timeout_seconds),
         attempts_max=settings.billing_dispatch_attempts_max,
         thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
         on_changed=on_changed or make_cache_dropper(settings),
@@ -51,7 +53,7 @@ def make_dispatcher(
 
 
 def make_steps(
-    client: StripeClient, settings: Settings, on_handled: Callable[[str, str], None] | None = None
+    client: StripeClient, settings: Settings, on_handled: Callable[[str, Outcome], None] | None = None
 ) -> dict[str, Step]:
     """What `serve` does beside taking webhooks, by name; `on_handled` is told each event's type and outcome.
 

@@ -22,6 +22,7 @@ from billing_pipeline.settings import Settings
 from billing_pipeline.webhooks.access import OpenCheckout, add_access_routes
 from billing_pipeline.webhooks.committer import Committer
 from billing_pipeline.webhooks.metrics import CONTENT_TYPE, WebhookMetrics
+from billing_pipeline.webhooks.questions import Questions
 from billing_pipeline.webhooks.receive import PATH, StripeEndpoint
 
 logger = logging.getLogger(__name__)
@@ -51,10 +52,12 @@ def make_app(
     metrics = WebhookMetrics()
     stuck_after = timedelta(seconds=settings.billing_dispatch_sla_seconds)
     committer = Committer(database_url, stuck_after=stuck_after)
+    questions = Questions(database_url)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with committer, background(metrics, committer.is_crowded) if background else nullcontext():
+        working = background(metrics, committer.is_crowded) if background else nullcontext()
+        async with questions, committer, working:
             yield
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
@@ -63,7 +66,7 @@ def make_app(
     )
     app.router.routes.append(Route(PATH, endpoint, methods=["POST"]))
     _add_operators_routes(app, committer, metrics)
-    add_access_routes(app, settings, committer.ask, open_checkout)
+    add_access_routes(app, settings, questions.ask, open_checkout)
     return app
 
 

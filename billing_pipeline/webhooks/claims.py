@@ -18,6 +18,7 @@ from psycopg import Connection
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.dispatching import ATTEMPTS_MAX, pause_after
+from billing_pipeline.domain.outcomes import WELL, Outcome
 
 milestones = logging.getLogger("billing_pipeline.milestones")
 
@@ -57,7 +58,7 @@ class ClaimedEvent:
     @property
     def is_done(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.processing_outcome in ("processed", "ignored")
+        return self.processing_outcome in WELL
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def hold(connection: Connection[Any], claims: Sequence[Claim]) -> list[ClaimedEv
     return held
 
 
-def finish(connection: Connection[Any], outcomes: Mapping[str, str], *, now: datetime) -> None:
+def finish(connection: Connection[Any], outcomes: Mapping[str, Outcome], *, now: datetime) -> None:
     """Mark events processed or ignored, by id."""
     if outcomes:
         params = {"ids": list(outcomes), "outcomes": list(outcomes.values()), "now": now}

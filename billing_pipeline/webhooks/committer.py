@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -23,6 +23,7 @@ from billing_pipeline.errors import BillingError, DatabaseUnavailable, DeliveryR
 from billing_pipeline.webhooks.deliveries import Delivery
 from billing_pipeline.webhooks.inbox import Origin, Stored, count_signature_failures, store
 from billing_pipeline.webhooks.lasting_connection import LastingConnection
+from billing_pipeline.webhooks.refusal_log import RefusalLog
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,7 @@ WAITING_BYTES_MAX = 64 << 20
 CROWD = 16
 BATCH_MAX = 200
 BATCH_BYTES_MAX = 8 << 20
-PATIENCE_SECONDS = 20
-"""Stripe publishes no limit; what is not committed by then is told to be sent again."""
+ASKING_SECONDS = 20
 
 HOUSEKEEPING_SECONDS = 2
 
@@ -45,7 +45,6 @@ HOUSEKEEPING_SECONDS = 2
 class _Waiting:
     delivery: Delivery
     answer: asyncio.Future[Stored]
-    since: float
 
     @property
     def size(self) -> int:
@@ -54,11 +53,10 @@ class _Waiting:
 
 @dataclass
 class _Lane:
-    """One connection, its thread, and what it is committing."""
+    """One connection and its thread."""
 
     connection: LastingConnection
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "webhook-inbox"))
-    batch: Sequence[_Waiting] = ()
 
 
 class Committer:
@@ -71,6 +69,7 @@ class Committer:
         self._waiting_bytes = 0
         self._wanted = asyncio.Event()
         self._failures: Counter[tuple[datetime, str]] = Counter()
+        self._refusals = RefusalLog()
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._housekeeping: asyncio.Task[None] | None = None
@@ -87,19 +86,18 @@ class Committer:
         await asyncio.gather(*self._tasks)
         if self._housekeeping is not None:
             self._housekeeping.cancel()
+        self._refusals.tell_all()
         await self._flush_failures()
         for lane in self._lanes:
             lane.thread.submit(lane.connection.close)
             lane.thread.shutdown()
 
     async def store(self, delivery: Delivery) -> Stored:
-        """What became of the delivery, once that is committed.
+        """What became of the delivery, once that is committed; who is cancelled meanwhile may be stored or not.
 
-        Raises `Unavailable` where it could not be stored, or where it is not known in time whether it was, and
-        `DeliveryRefused` for what PostgreSQL cannot hold.
+        Raises `Unavailable` where it could not be stored, and `DeliveryRefused` for what PostgreSQL cannot hold.
         """
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(delivery, loop.create_future(), loop.time())
+        waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
         if len(self._waiting) >= WAITING_MAX or self._waiting_bytes + waiting.size > WAITING_BYTES_MAX or self._closing:
             raise Unavailable("More deliveries wait than the intake holds; Stripe sends this one again.")
         self._waiting.append(waiting)
@@ -116,12 +114,13 @@ class Committer:
         lane = self._lanes[0]
         asked = asyncio.get_running_loop().run_in_executor(lane.thread, partial(lane.connection.run, question))
         try:
-            return await asyncio.wait_for(asked, PATIENCE_SECONDS)
+            return await asyncio.wait_for(asked, ASKING_SECONDS)
         except TimeoutError:
-            raise DatabaseUnavailable(f"PostgreSQL has not answered for {PATIENCE_SECONDS} seconds.") from None
+            raise DatabaseUnavailable(f"PostgreSQL has not answered for {ASKING_SECONDS} seconds.") from None
 
     def signature_failed(self, reason: str, *, now: datetime) -> None:
-        """Count a refused delivery; written within seconds, and lost only if the process is killed before."""
+        """Tell of a refused delivery and count it; the count is written within seconds, or lost by a kill before."""
+        self._refusals.refused(reason, now=asyncio.get_running_loop().time())
         self._failures[now.replace(second=0, microsecond=0), reason] += 1
 
     async def _commit_batches(self, lane: _Lane) -> None:
@@ -134,7 +133,6 @@ class Committer:
                 continue
             if not (batch := self._next_batch()):
                 continue
-            lane.batch = batch
             try:
                 results = await self._store(lane, [waiting.delivery for waiting in batch])
             except Exception as exc:
@@ -144,7 +142,6 @@ class Committer:
             else:
                 for waiting, result in zip(batch, results, strict=True):
                     _answer(waiting, result)
-            lane.batch = ()
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -168,18 +165,17 @@ class Committer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            overdue = loop.time() - PATIENCE_SECONDS
-            for waiting in [*self._waiting, *(waiting for lane in self._lanes for waiting in lane.batch)]:
-                if waiting.since < overdue:
-                    _answer(waiting, Unavailable("The delivery was not stored in time; Stripe sends it again."))
+            self._refusals.tell(now=loop.time())
             await self._flush_failures()
 
     async def _flush_failures(self) -> None:
         if not self._failures:
             return
         failures, self._failures = self._failures, Counter()
+        lane, count = self._lanes[0], partial(_count_failures, failures=failures)
         try:
-            await self.ask(partial(_count_failures, failures=failures))
+            # For as long as it takes: what was given up might be written all the same, and then be counted twice.
+            await asyncio.get_running_loop().run_in_executor(lane.thread, lane.connection.run, count)
         except Exception as exc:
             # Only counts: the next round takes them along.
             self._failures.update(failures)

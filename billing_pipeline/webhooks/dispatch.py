@@ -20,7 +20,8 @@ from pydantic_core import from_json
 
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
-from billing_pipeline.domain.dispatching import ATTEMPTS_MAX
+from billing_pipeline.domain.dispatching import ATTEMPTS_MAX, REQUEST_TIMEOUT, SLA, asking_time
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.domain.projections.projected import ObjectKind, Projected
 from billing_pipeline.errors import BillingError, EventUnreadable, Unavailable
 from billing_pipeline.webhooks.apply import Seen, apply
@@ -78,19 +79,20 @@ class _Batch:
 
     events: Sequence[ClaimedEvent] = ()
     skipped: Sequence[ClaimedEvent] = ()
-    outcomes: Mapping[str, str] = field(default_factory=dict)
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     failures: Mapping[str, Failure] = field(default_factory=dict)
     parked: int = 0
     organizations: Sequence[str] = ()
 
     def report(self) -> DispatchReport:
-        ignored = sum(outcome == "ignored" for outcome in self.outcomes.values())
+        ignored = sum(outcome is Outcome.IGNORED for outcome in self.outcomes.values())
         return DispatchReport(len(self.outcomes) - ignored, ignored, len(self.failures) - self.parked, self.parked)
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatcher:
-    """A worker with its own connection.  `sla` is how long a claim lasts; `thin_handlers` are by event type.
+    """A worker with its own connection.  `sla` is how long a claim lasts; `thin_handlers` are by event type, and each
+    may wait twice for `request_timeout`.
 
     `on_changed` is told, after the commit, of organizations whose entitlements may have changed; what it raises is
     logged and changes nothing.  `on_handled` is told each event's type and outcome then.
@@ -98,48 +100,38 @@ class Dispatcher:
 
     connection: Connection[Any]
     clock: Callable[[], datetime]
-    sla: timedelta = timedelta(minutes=5)
+    sla: timedelta = SLA
+    request_timeout: timedelta = REQUEST_TIMEOUT
     attempts_max: int = ATTEMPTS_MAX
     thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
     on_changed: OnChanged | None = None
-    on_handled: Callable[[str, str], None] | None = None
+    on_handled: Callable[[str, Outcome], None] | None = None
 
     def run_once(self, *, limit: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
         """Claim and handle at most `limit` events that are due, of all or `only` of these.
 
         Raises `DatabaseUnavailable`; claims then lapse by themselves.
         """
-        claims = claim_due(
-            self.connection,
-            limit=limit,
-            sla=self.sla,
-            attempts_max=self.attempts_max,
-            now=self.clock(),
-            only=only,
-        )
-        return self._handle(claims) if claims else DispatchReport()
+        claims = self._claim(limit, only)
+        return self.handle(claims) if claims else DispatchReport()
 
     def drain(self, *, events_max: int, batch: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
         """Handle what is due now, at most so many events, of all or `only` of these."""
-        total = DispatchReport()
-        while total.handled < events_max:
-            done = self.run_once(limit=min(batch, events_max - total.handled), only=only)
-            if not done.handled:
-                break
-            total += done
+        total, left = DispatchReport(), events_max
+        # A batch of which all was handled already handles nothing, and more may be due behind it.
+        while left > 0 and (claims := self._claim(min(batch, left), only)):
+            total += self.handle(claims)
+            left -= len(claims)
         return total
 
     def handle(self, claims: Sequence[Claim]) -> DispatchReport:
         """Handle events that the caller has claimed, such as a replay.  Raises `DatabaseUnavailable`."""
-        return self._handle(claims)
-
-    def _handle(self, claims: Sequence[Claim]) -> DispatchReport:
         fetched = self._fetch_thin(claims)
         try:
             batch = in_transaction(self.connection, partial(self._batch, claims, fetched), name="A batch of events")
         except REFUSALS as exc:
             if len(claims) > 1:
-                return sum((self._handle([claim]) for claim in claims), DispatchReport())
+                return sum((self.handle([claim]) for claim in claims), DispatchReport())
             why = Failure("database", f"PostgreSQL refused what the event says ({type(exc).__name__}).")
             batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A refused event")
         except (BillingError, psycopg.Error):
@@ -147,15 +139,25 @@ class Dispatcher:
             raise
         except Exception as exc:
             if len(claims) > 1:
-                return sum((self._handle([claim]) for claim in claims), DispatchReport())
+                return sum((self.handle([claim]) for claim in claims), DispatchReport())
             why = _unexpected(exc)
             batch = in_transaction(self.connection, partial(self._refused, claims, why), name="A failed event")
         _log(batch)
         if self.on_handled:
             for event in batch.events:
-                self.on_handled(event.event_type, batch.outcomes.get(event.stripe_event_id, "failed"))
+                self.on_handled(event.event_type, batch.outcomes.get(event.stripe_event_id, Outcome.FAILED))
         tell(self.on_changed, batch.organizations)
         return batch.report()
+
+    def _claim(self, limit: int, only: Sequence[str] | None) -> list[Claim]:
+        return claim_due(
+            self.connection,
+            limit=limit,
+            sla=self.sla,
+            attempts_max=self.attempts_max,
+            now=self.clock(),
+            only=only,
+        )
 
     def _fetch_thin(self, claims: Sequence[Claim]) -> dict[str, Write | Failure]:
         """Ask Stripe before the transaction: no network call is made inside one."""
@@ -164,8 +166,11 @@ class Dispatcher:
         params = {"ids": [claim.stripe_event_id for claim in claims], "types": list(self.thin_handlers)}
         found: dict[str, Write | Failure] = {}
         away: Failure | None = None
+        asks_until = self.clock() + asking_time(self.sla, self.request_timeout)
         for row in queries.fetch_dicts(self.connection, "thin_among", params):
             event_id = str(row["stripe_event_id"])
+            if away is None and self.clock() >= asks_until:
+                away = Failure("stripe_unavailable", "Stripe answers so slowly that there was no time to ask about it.")
             try:
                 # One patience for all of them: the others of the batch must not wait for a Stripe that hangs.
                 found[event_id] = away or self.thin_handlers[str(row["event_type"])](event_id)
@@ -199,7 +204,7 @@ class Dispatcher:
                 results[event_id] = _unknown_account(result)
         failures = {event_id: result for event_id, result in results.items() if isinstance(result, Failure)}
         outcomes = {
-            event_id: "ignored" if result is None else "processed"
+            event_id: Outcome.IGNORED if result is None else Outcome.PROCESSED
             for event_id, result in results.items()
             if event_id not in failures
         }
@@ -252,7 +257,7 @@ def _log(batch: _Batch) -> None:
         about = _about(event)
         if failure := batch.failures.get(event.stripe_event_id):
             logger.warning("Stripe webhook processing failed", extra={**about, "error_class": failure.error_class})
-        elif batch.outcomes[event.stripe_event_id] == "ignored":
+        elif batch.outcomes[event.stripe_event_id] is Outcome.IGNORED:
             milestones.info("Stripe webhook event ignored", extra=about)
         else:
             milestones.info("Stripe webhook processing completed", extra=about)

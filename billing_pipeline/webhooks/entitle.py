@@ -32,14 +32,7 @@ class EntitlementsReport:
 
 def decide_for_customers(connection: Connection[Any], customers: Sequence[str], *, now: datetime) -> tuple[str, ...]:
     """Decide anew what the organizations of these customers may use; return those organizations."""
-    if not customers:
-        return ()
-    lock_customers(connection, customers)
-    organizations = whose(connection, customers)
-    # Two customers of one organization may be handled at once; the second decides with what the first wrote.
-    lock_objects(connection, (f"entitlements of {organization}" for organization in organizations))
-    decide(connection, organizations, now=now)
-    return organizations
+    return _decide_for(connection, customers, now)[0] if customers else ()
 
 
 def decide_all(
@@ -52,8 +45,8 @@ def decide_all(
     """Decide everybody's entitlements anew, so many customers in a transaction; each batch is committed, then told."""
     looked_at, changed, after = 0, set[str](), ""
     while customers := customers_after(connection, after=after, limit=batch):
-        work = partial(_decide_batch, connection, customers, clock())
-        of_batch = in_transaction(connection, work, name="Deciding entitlements")
+        work = partial(_decide_for, connection, customers, clock())
+        _, of_batch = in_transaction(connection, work, name="Deciding entitlements")
         tell(on_changed, sorted(of_batch))
         changed |= of_batch
         looked_at, after = looked_at + len(customers), customers[-1]
@@ -105,8 +98,12 @@ def decide(connection: Connection[Any], organizations: Sequence[str], *, now: da
     return {str(row["organization_id"]) for row in changed}
 
 
-def _decide_batch(connection: Connection[Any], customers: Sequence[str], now: datetime) -> set[str]:
+def _decide_for(
+    connection: Connection[Any], customers: Sequence[str], now: datetime
+) -> tuple[tuple[str, ...], set[str]]:
+    """The organizations of these customers, and those of them whose entitlements changed."""
     lock_customers(connection, customers)
     organizations = whose(connection, customers)
+    # Two customers of one organization may be handled at once; the second decides with what the first wrote.
     lock_objects(connection, (f"entitlements of {organization}" for organization in organizations))
-    return decide(connection, organizations, now=now)
+    return organizations, decide(connection, organizations, now=now)

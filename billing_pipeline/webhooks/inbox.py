@@ -20,14 +20,13 @@ from psycopg import Connection
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.envelope import Envelope
+from billing_pipeline.domain.outcomes import WELL
 from billing_pipeline.errors import DeliveryRefused
 from billing_pipeline.webhooks.deliveries import Delivery
 
 logger = logging.getLogger(__name__)
 
 ENVELOPE_COLUMNS = tuple(field.name for field in fields(Envelope) if field.name != "created_at")
-
-FINISHED = ("processed", "ignored")
 
 UNSTORABLE = ("22", "54")
 """SQLSTATE classes of what PostgreSQL cannot hold: bad data, and what goes beyond its limits, such as nesting."""
@@ -126,7 +125,7 @@ def _repetitions(
     bodies = [delivery.raw_body for delivery in repeated]
     rows = queries.fetch_dicts(connection, "repeated_events", {"stripe_event_id": ids, "raw_body": bodies})
     requeued: set[str] = set()
-    if origin is Origin.WEBHOOK and any(row["processing_outcome"] not in FINISHED for row in rows):
+    if origin is Origin.WEBHOOK and any(row["processing_outcome"] not in WELL for row in rows):
         unfinished = {"stripe_event_id": sorted(set(ids)), "stuck_age": stuck_after}
         requeued |= _ids(queries.fetch_dicts(connection, "put_back_dispatches", unfinished))
         requeued |= _ids(queries.fetch_dicts(connection, "dispatch_again", unfinished))

@@ -1,7 +1,7 @@
 """A connection to the billing database for a process that stays: opened when needed, and again after it was lost.
 
-It belongs to one thread.  Work is tried once more on a new connection where an old one turns out to be dead, so a
-restart of PostgreSQL between two batches is no failure of either.
+It is used by one thread at a time.  Work is tried once more on a new connection where an old one turns out to be dead,
+so a restart of PostgreSQL between two batches is no failure of either.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
+from billing_pipeline.domain.outcomes import Outcome
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 EVENT_TYPES_MAX = 300
 """Stripe has about 250; what comes beyond is `other`."""
@@ -47,9 +49,9 @@ RESULT_OF_REFUSAL = {
 
 
 RESULT_OF_OUTCOME = {
-    "processed": WebhookResult.DISPATCHED,
-    "ignored": WebhookResult.IGNORED,
-    "failed": WebhookResult.DISPATCH_FAILED,
+    Outcome.PROCESSED: WebhookResult.DISPATCHED,
+    Outcome.IGNORED: WebhookResult.IGNORED,
+    Outcome.FAILED: WebhookResult.DISPATCH_FAILED,
 }
 """By what became of a stored event."""
 
@@ -86,7 +88,7 @@ class WebhookMetrics:
                 event_type = OTHER
         self._events.labels(event_type, result.value).inc()
 
-    def handled(self, event_type: str, outcome: str) -> None:
+    def handled(self, event_type: str, outcome: Outcome) -> None:
         """One stored event was handled: processed, ignored or failed."""
         self.count(RESULT_OF_OUTCOME[outcome], event_type)
 

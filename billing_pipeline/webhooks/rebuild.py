@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 
+KINDS = {handler.table: kind.value for kind, handler in HANDLERS.items()}
 BATCH = 2_000
 DIFFERENCES_TOLD = 100
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -79,7 +80,8 @@ class Replayed:
 class RebuildReport:
     """What was replayed, how each table compares, and the first differences.
 
-    `taken_over` rows come from events whose payload is gone (`payloads_gone` in all); they are as they were.
+    `taken_over` rows come from events and answers whose payload is gone (`payloads_gone` in all); they are as they
+    were.
     `put_right` is how many live rows were changed, None where nobody asked for it.
     """
 
@@ -150,14 +152,14 @@ def _compared(connection: Connection[Any], now: datetime, progress: Callable[[in
     name = "The rebuild of the projections"
     with all_or_nothing(connection, name=name, isolation=IsolationLevel.REPEATABLE_READ):
         shadow.make_shadow(connection)
-        taken_over = shadow.take_over(connection)
+        taken_over = shadow.take_over(connection, KINDS)
         shadow.write_to_shadow(connection)
         replayed = _replay(connection, EVER, progress)
         _decide_everybody(connection, now)
         tables = shadow.compare(connection)
         [gone] = queries.fetch_dicts(connection, "payloads_gone")
         first = shadow.differences(connection, limit=DIFFERENCES_TOLD)
-        return RebuildReport(replayed, gone["events"], taken_over, tuple(tables), tuple(first))
+        return RebuildReport(replayed, gone["payloads"], taken_over, tuple(tables), tuple(first))
 
 
 def _put_right(

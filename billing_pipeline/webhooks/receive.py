@@ -17,6 +17,7 @@ from billing_pipeline.database import queries
 from billing_pipeline.domain.envelope import Envelope
 from billing_pipeline.domain.signature import verify_signature
 from billing_pipeline.errors import DeliveryRefused, Unavailable
+from billing_pipeline.webhooks.body import BODY_BYTES_MAX, BodyReader, NoRoom, Receive, TooLarge
 from billing_pipeline.webhooks.committer import Committer
 from billing_pipeline.webhooks.deliveries import Delivery, read_delivery
 from billing_pipeline.webhooks.inbox import Result, Stored
@@ -26,12 +27,11 @@ logger = logging.getLogger(__name__)
 milestones = logging.getLogger("billing_pipeline.milestones")
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PATH = "/webhooks/stripe"
-BODY_BYTES_MAX = 1 << 20
-BODY_SECONDS_MAX = 10
+PATIENCE_SECONDS = 20
+"""From a whole body to its answer.  Stripe publishes no limit; what is not committed by then is to be sent again."""
 RETRY_AFTER_SECONDS = 10
 
 
@@ -48,6 +48,7 @@ ACCEPTED = Answer(202, b'{"status":"accepted","duplicate":false}')
 DUPLICATE = Answer(200, b'{"status":"already_processed","duplicate":true}')
 REQUEUED = Answer(200, b'{"status":"requeued","duplicate":true}')
 NOT_STORED = Answer(503, b'{"status":"not_stored"}')
+NO_ROOM = Answer(503, b'{"status":"not_stored"}', last=True)
 NO_SECRET = Answer(503, b'{"status":"no_webhook_secret"}', last=True)
 TOO_LARGE = Answer(413, b'{"status":"refused","reason":"too_large"}', last=True)
 ENCODED = Answer(415, b'{"status":"refused","reason":"content_encoding"}', last=True)
@@ -71,6 +72,7 @@ class StripeEndpoint:
         self._livemode = livemode
         self._clock = clock
         self._metrics = metrics
+        self._bodies = BodyReader()
         self._own_account: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,12 +99,13 @@ class StripeEndpoint:
         if not length.isdigit() or int(length) > BODY_BYTES_MAX:
             return self._refused(TOO_LARGE)
         try:
-            async with asyncio.timeout(BODY_SECONDS_MAX):
-                body = await _read_body(receive)
+            body = await self._bodies.read(receive)
         except TimeoutError:
             return TOO_SLOW
-        if body is None:
+        except TooLarge:
             return self._refused(TOO_LARGE)
+        except NoRoom:
+            return NO_ROOM
         return await self._receive(body, headers.get(b"stripe-signature"))
 
     async def _receive(self, body: bytes, header: bytes | None) -> Answer:
@@ -113,18 +116,18 @@ class StripeEndpoint:
             )
         except DeliveryRefused as refused:
             self._committer.signature_failed(refused.reason, now=now)
-            logger.error("Signature verification failed: %s", refused.reason)
             return self._refusal(refused)
         delivery = None
         try:
             delivery = read_delivery(body, matched)
-            await self._require_ours(delivery.envelope)
-            stored = await self._committer.store(delivery)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._require_ours(delivery.envelope)
+                stored = await self._committer.store(delivery)
         except DeliveryRefused as refused:
             envelope = delivery.envelope if delivery else None
             logger.error("Stripe webhook refused: %s", refused.reason, extra=_fields(envelope))
             return self._refusal(refused, envelope)
-        except Unavailable:
+        except (Unavailable, TimeoutError):
             return NOT_STORED
         return self._stored(delivery, stored)
 
@@ -180,22 +183,6 @@ def _single(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     for name, value in headers:
         found[name] = b"%b,%b" % (found[name], value) if name in found else value
     return found
-
-
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body, None where it is larger than allowed; no more than that is ever held."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError
-        part: bytes = message.get("body", b"")
-        if len(body) + len(part) > BODY_BYTES_MAX:
-            return None
-        if not message.get("more_body", False):
-            # Almost always the only part, which then is not copied.
-            return bytes(body) + part if body else part
-        body += part
 
 
 async def _send(send: Send, answer: Answer) -> None:

@@ -20,7 +20,7 @@ from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import in_transaction
 from billing_pipeline.domain.dispatching import pause_after
 from billing_pipeline.domain.projections.projected import READ, ObjectKind
-from billing_pipeline.errors import BillingError, UserError
+from billing_pipeline.errors import BillingError, DatabaseUnavailable
 from billing_pipeline.stripe_api.objects import Shown
 from billing_pipeline.webhooks.apply import Applied, Seen, apply
 from billing_pipeline.webhooks.claims import REFUSALS
@@ -82,25 +82,17 @@ def refetch_due(
     settled = waiting = failed = 0
     for wanted in queries.fetch(connection, "due_refetches", Refetch, {"now": clock(), "limit": limit}):
         try:
-            shown = read(ObjectKind(wanted.object_kind), wanted.object_id)
-            seen = Seen(HANDLERS[ObjectKind(wanted.object_kind)].project(shown.payload), shown.as_of, READ)
-        except BillingError as exc:
-            failed += 1
-            _postpone(connection, wanted, clock() + pause_after(wanted.attempts + 1), error=exc)
-            logger.warning("Stripe could not be asked about an object", extra=_about(wanted))
-            continue
-        store = partial(_store, connection, wanted, Answer(shown, seen), clock())
-        try:
+            answer = _ask(read, wanted)
+            store = partial(_store, connection, wanted, answer, clock())
             applied = in_transaction(connection, store, name="Stripe's answer about an object")
-        except REFUSALS as exc:
-            # The driver's own words quote the object.
+        except DatabaseUnavailable:
+            raise
+        except (BillingError, *REFUSALS) as exc:
             failed += 1
-            refused = UserError(f"PostgreSQL refused Stripe's answer ({type(exc).__name__}).")
-            _postpone(connection, wanted, clock() + pause_after(wanted.attempts + 1), error=refused)
-            logger.error("Stripe's answer about an object could not be kept", extra=_about(wanted))
+            _fail(connection, wanted, exc, clock())
             continue
         tell(on_changed, applied.organizations)
-        if shown.as_of > wanted.not_before:
+        if answer.shown.as_of > wanted.not_before:
             settled += 1
         else:
             waiting += 1
@@ -117,13 +109,31 @@ def keep_answers(connection: Connection[Any], answers: Sequence[Answer], *, reas
     return apply(connection, [one.seen for one in answers], [], now=now)
 
 
+def _ask(read: ReadObject, wanted: Refetch) -> Answer:
+    kind = ObjectKind(wanted.object_kind)
+    shown = read(kind, wanted.object_id)
+    return Answer(shown, Seen(HANDLERS[kind].project(shown.payload), shown.as_of, READ))
+
+
 def _store(connection: Connection[Any], wanted: Refetch, answer: Answer, now: datetime) -> Applied:
     about = {"object_id": wanted.object_id, "object_kind": wanted.object_kind, "read_at": answer.shown.as_of}
     queries.execute(connection, "finish_refetch", about)
     return keep_answers(connection, [answer], reason=wanted.reason, now=now)
 
 
-def _postpone(connection: Connection[Any], wanted: Refetch, due_at: datetime, error: Exception | None = None) -> None:
+def _fail(connection: Connection[Any], wanted: Refetch, exc: Exception, now: datetime) -> None:
+    about = {"object_id": wanted.object_id, "object_kind": wanted.object_kind, "attempt": wanted.attempts + 1}
+    if isinstance(exc, BillingError):
+        error = str(exc)
+        logger.warning("Stripe could not be asked about an object", extra=about)
+    else:
+        # The driver's own words quote the object.
+        error = f"PostgreSQL refused Stripe's answer ({type(exc).__name__})."
+        logger.error("Stripe's answer about an object could not be kept", extra=about)
+    _postpone(connection, wanted, now + pause_after(wanted.attempts + 1), error)
+
+
+def _postpone(connection: Connection[Any], wanted: Refetch, due_at: datetime, error: str | None = None) -> None:
     queries.execute(
         connection,
         "postpone_refetch",
@@ -132,10 +142,6 @@ def _postpone(connection: Connection[Any], wanted: Refetch, due_at: datetime, er
             "object_kind": wanted.object_kind,
             "due_at": due_at,
             "failed": int(error is not None),
-            "error": str(error) if error else None,
+            "error": error,
         },
     )
-
-
-def _about(wanted: Refetch) -> dict[str, object]:
-    return {"object_id": wanted.object_id, "object_kind": wanted.object_kind, "attempt": wanted.attempts + 1}

@@ -17,8 +17,10 @@ from psycopg import Connection, IsolationLevel
 from billing_pipeline.database import queries
 from billing_pipeline.database.transactions import all_or_nothing
 from billing_pipeline.domain.event_redaction import redacted
+from billing_pipeline.domain.outcomes import Outcome
 from billing_pipeline.domain.projections.projected import Projected
 from billing_pipeline.errors import BillingError, EventUnreadable
+from billing_pipeline.webhooks import entitle
 from billing_pipeline.webhooks.claims import REFUSALS
 from billing_pipeline.webhooks.dispatch import Dispatcher, ThinHandler, Write
 from billing_pipeline.webhooks.handlers import HANDLERS, Question, understood
@@ -72,9 +74,9 @@ def dry_run(dispatcher: Dispatcher, events: Sequence[ChosenEvent]) -> DryRun:
     # One snapshot, so that every difference is the events' own.
     with all_or_nothing(connection, name="The dry run", isolation=IsolationLevel.REPEATABLE_READ):
         with connection.transaction(force_rollback=True):
-            organizations = _organizations(connection, reach)
+            organizations = entitle.organizations_of(connection, sorted(reach.customers))
             failures = dict(_handled(trial, ids, now))
-            organizations |= _organizations(connection, reach)
+            organizations |= entitle.organizations_of(connection, sorted(reach.customers))
             reach.ids["entitlements"] = organizations
             after = _read(connection, reach)
             found = tuple(_ends(connection, ids, failures))
@@ -142,12 +144,7 @@ def _ends(connection: Connection[Any], ids: Sequence[str], refused: Mapping[str,
             yield end
         else:
             error = f"PostgreSQL refused what the event says ({why})."
-            yield replace(end, processing_outcome="failed", error_class="database", processing_error=error)
-
-
-def _organizations(connection: Connection[Any], reach: _Reach) -> set[str]:
-    rows = queries.fetch_dicts(connection, "organizations_of_customers", {"customers": sorted(reach.customers)})
-    return {str(row["organization_id"]) for row in rows}
+            yield replace(end, processing_outcome=Outcome.FAILED, error_class="database", processing_error=error)
 
 
 def _read(connection: Connection[Any], reach: _Reach) -> Rows:

@@ -1,7 +1,8 @@
-"""Takes the bodies of old webhook events away, and leaves the events: ids, digests, types and outcomes stay for ever.
+"""Takes old payloads away: of handled webhook events with their raw bodies, and of what Stripe showed when asked.
 
-Run by hand with `billing-pipeline events purge`.  Events that are not handled keep their bodies, because a replay needs
-them; the projections can be made anew only from events whose payload is still there.
+What they are about stays for ever: ids, digests, types, times and outcomes.  Run by hand with
+`billing-pipeline events purge`, or daily by Dagster.  Events that are not handled keep their bodies, because a replay
+needs them; the projections can be made anew only from payloads that are still there.
 """
 
 from __future__ import annotations
@@ -22,10 +23,19 @@ BATCH = 1_000
 
 @dataclass(frozen=True, slots=True)
 class OldBodies:
-    """How many handled events have a body that is old enough to go, and the bytes of the raw ones."""
+    """How many handled events have a body that is old enough to go, the bytes of the raw ones, and how many answers."""
 
     events: int
     bytes: int
+    answers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """Of how many events and of how many answers of Stripe's the payload went."""
+
+    events: int
+    answers: int
 
 
 def old_bodies(connection: Connection[Any], *, received_before: datetime) -> OldBodies:
@@ -39,12 +49,16 @@ def purge_bodies(
     received_before: datetime,
     on_progress: Callable[[int], None] = lambda purged: None,
     batch: int = BATCH,
-) -> int:
-    """Take raw body and payload of handled events received before then; return of how many.  Commits each batch."""
+) -> Purged:
+    """Take raw body and payload of handled events and answers received before then; commits each batch.
+
+    `on_progress` is told how many are gone so far.
+    """
     params = {"received_before": received_before, "limit": batch}
-    purge_batch = partial(queries.execute, connection, "purge_bodies", params)
-    purged = 0
-    while done := in_transaction(connection, purge_batch, name="The purge of old webhook bodies"):
-        purged += done
-        on_progress(purged)
-    return purged
+    gone = {"purge_bodies": 0, "purge_answers": 0}
+    for statement in gone:
+        purge_batch = partial(queries.execute, connection, statement, params)
+        while done := in_transaction(connection, purge_batch, name="The purge of old webhook bodies"):
+            gone[statement] += done
+            on_progress(sum(gone.values()))
+    return Purged(events=gone["purge_bodies"], answers=gone["purge_answers"])

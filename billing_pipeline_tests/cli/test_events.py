@@ -192,10 +192,10 @@ def test_a_purge_says_first_what_would_go(stack, inbox):
 
     code, out, err = billing_pipeline("events", "purge", "--dry-run", **stack)
     assert (code, err) == (0, "")
-    assert out.startswith("Would let the bodies of 1 event go (0 bytes as delivered)")
+    assert out.startswith("Would let the bodies of 1 event (0 bytes as delivered) and 0 answers of Stripe's go")
     code, out, err = billing_pipeline("events", "purge", **stack)
     assert (code, err) == (0, "")
-    assert out.startswith("Bodies gone: 1 event,")
+    assert out.startswith("Bodies gone: 1 event and 0 answers of Stripe's,")
     kept = "SELECT stripe_event_id FROM stripe_events WHERE payload IS NOT NULL ORDER BY 1"
     assert inbox.execute(kept).fetchall() == [("evt_broken",), ("evt_nobodys",)]
 

@@ -34,7 +34,7 @@ from billing_pipeline_tests.fix_simulator import KEY, running_simulator
 from billing_pipeline_tests.prove.kill_server import KillServer
 from billing_pipeline_tests.webhooks.stripes_side import expected, found
 
-SLA_SECONDS = 30
+SLA_SECONDS, TIMEOUT_SECONDS = 10, 2
 """A claim that a killed worker left behind must lapse within the run."""
 NEW_EVENTS = 1.235
 """Deliveries of an event, on average: a twentieth is never delivered, three in ten of the others twice."""
@@ -82,6 +82,7 @@ def weather(
             "STRIPE_API_BASE": simulator.url,
             "STRIPE_SECRET_KEY": KEY,
             "BILLING_DISPATCH_SLA_SECONDS": SLA_SECONDS,
+            "STRIPE_TIMEOUT_SECONDS": TIMEOUT_SECONDS,
         }
         with running_intakes(folder, settings) as intakes, _worker(folder, settings, storm) as worker:
             dice = random.Random(f"intake {storm.seed}")
@@ -100,8 +101,11 @@ def weather(
                 stripe_api_base=simulator.url,
                 stripe_secret_key=KEY,
                 billing_dispatch_sla_seconds=SLA_SECONDS,
+                stripe_timeout_seconds=TIMEOUT_SECONDS,
             )
-            flow = WebhookFlow(connection, chosen, simulator.client(), DatabaseClock(connection))
+            flow = WebhookFlow(
+                connection, chosen, simulator.client(), DatabaseClock(connection), lambda organizations: None
+            )
             swept = _heal(flow, history)
             wrong = tuple(_complaints(connection, history, account, swept, dropped))
     return StormRun(

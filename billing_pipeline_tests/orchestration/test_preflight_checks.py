@@ -180,6 +180,7 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
         "daily_preflight": ("preflight", "43 5 * * *", "STOPPED"),
         "hourly_dispatch": ("dispatch_stripe_events", "3 * * * *", "STOPPED"),
         "hourly_event_sweep": ("sweep_stripe_events", "43 * * * *", "STOPPED"),
+        "daily_object_reread": ("sweep_stripe_events", "58 2 * * *", "STOPPED"),
         "daily_rebuild": ("rebuild_projections", "28 4 * * *", "STOPPED"),
         "daily_purge": ("purge_event_bodies", "58 4 * * *", "STOPPED"),
     }

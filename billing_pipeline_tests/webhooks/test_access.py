@@ -1,5 +1,7 @@
 """The workspace opens by the `saas` entitlement alone, and who lacks it is told where to go."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 
@@ -9,6 +11,7 @@ from billing_pipeline.domain.access import Access, Decision, decide_access
 from billing_pipeline.errors import StripeRefused, StripeUnavailable
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.checkout import open_checkout
+from billing_pipeline.webhooks import questions
 from billing_pipeline.webhooks.dispatch import Dispatcher
 from billing_pipeline_tests.builders import map_customer
 from billing_pipeline_tests.fix_simulator import client_without_sockets, make_core
@@ -120,6 +123,24 @@ def test_nobody_learns_anything_without_the_token(door, token):
 
     assert answer.status == 401
     assert TOKEN.encode() not in answer.raw
+
+
+@pytest.mark.slow
+def test_a_question_that_takes_long_holds_up_no_delivery_and_ends_with_503(connection, door, monkeypatch):
+    monkeypatch.setattr(questions, "ANSWER_SECONDS", 2)
+    with connection.transaction(), ThreadPoolExecutor(8) as pool:
+        connection.execute("LOCK TABLE entitlements IN ACCESS EXCLUSIVE MODE")
+        slow = [pool.submit(ask, door, "acme/access") for _ in range(8)]
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert door.deliver("evt_1").status == 202
+        assert time.monotonic() - began < 1.5
+        assert {(answer.result().status, answer.result().headers["retry-after"]) for answer in slow} == {(503, "5")}
+        assert time.monotonic() - began < 6
+
+    deadline = time.monotonic() + 10
+    while ask(door, "acme/access").status != 200:
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.slow

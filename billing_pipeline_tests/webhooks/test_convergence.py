@@ -319,7 +319,7 @@ def test_two_workers_that_see_one_half_of_a_tie_each_notice_it(connection, datab
     connection.execute("UPDATE event_dispatches SET claimed_at = %s, fence = 1 WHERE stripe_event_id = 'evt_b'", [NOW])
     with connect(database_url) as other:
         second = [type(first[0])("evt_b", 1)]
-        thread = threading.Thread(target=Dispatcher(other, lambda: NOW)._handle, args=[second])
+        thread = threading.Thread(target=Dispatcher(other, lambda: NOW).handle, args=[second])
         with connection.transaction():
             dispatcher._batch(first, {})
             thread.start()

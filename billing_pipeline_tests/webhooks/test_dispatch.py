@@ -165,7 +165,7 @@ def test_a_worker_that_slept_past_its_claim_writes_nothing(connection, dispatche
     clock.advance(seconds=301)
     assert len(claim_due(connection, limit=10, sla=dispatcher.sla, now=clock())) == 1
 
-    assert dispatcher._handle(stale) == DispatchReport()
+    assert dispatcher.handle(stale) == DispatchReport()
     assert rows(connection, "SELECT processing_outcome FROM stripe_events") == [("received",)]
     assert rows(connection, "SELECT count(*) FROM subscriptions") == [(0,)]
 
@@ -237,6 +237,25 @@ def test_a_stripe_that_hangs_is_asked_once_a_batch(connection, clock):
     assert len(asked) == 1
 
 
+def test_a_stripe_that_is_slow_is_asked_no_longer_than_the_claim_can_wait(connection, clock):
+    """Whatever the next answer takes, the batch must be written before another worker may take it."""
+    asked = []
+
+    def fetch(event_id):
+        asked.append(event_id)
+        clock.advance(seconds=9)
+        return lambda _connection, _now: None
+
+    store(connection, [{**THIN, "id": f"evt_thin_{number}"} for number in range(20)], now=NOW)
+    times = {"sla": timedelta(seconds=60), "request_timeout": timedelta(seconds=10)}
+    dispatcher = Dispatcher(connection, clock, **times, thin_handlers={THIN["type"]: fetch})
+
+    # 60 s less two timeouts and five seconds to write are 35 s: the fourth question begins after 27 s, none after 36 s.
+    assert dispatcher.run_once() == DispatchReport(processed=4, failed=16)
+    assert len(asked) == 4
+    assert rows(connection, "SELECT DISTINCT error_class FROM failed_stripe_events") == [("stripe_unavailable",)]
+
+
 def test_events_of_an_object_are_not_claimed_by_two(connection, dispatcher):
     store(connection, [event("customer.subscription.created", subscription())], now=NOW)
     claim_due(connection, limit=10, sla=dispatcher.sla, now=NOW)
@@ -268,6 +287,20 @@ def test_an_event_handled_meanwhile_is_skipped(connection, dispatcher, caplog):
         "Stripe webhook processing started",
         "Stripe webhook processing skipped (already processed)",
     ]
+
+
+def test_draining_goes_on_behind_a_batch_of_which_all_was_handled_already(connection, dispatcher):
+    done = event("customer.subscription.created", subscription())
+    store(connection, [done], now=NOW)
+    dispatcher.run_once()
+    connection.execute(
+        "INSERT INTO event_dispatches (stripe_event_id, object_key, created_at, due_at) VALUES (%s, 'sub_1', %s, %s)",
+        (done["id"], NOW, NOW - timedelta(hours=1)),
+    )
+    store(connection, [event("customer.subscription.created", subscription(id="sub_2"))], now=NOW)
+
+    assert dispatcher.drain(events_max=10, batch=1) == DispatchReport(processed=1)
+    assert rows(connection, "SELECT count(*) FROM event_dispatches") == [(0,)]
 
 
 def test_nothing_is_half_done_when_the_worker_dies_before_the_commit(connection, dispatcher, monkeypatch):

@@ -133,6 +133,22 @@ def test_rows_whose_payloads_are_gone_are_kept(connection):
     assert state(connection) == before
 
 
+def test_rows_that_stripe_showed_and_whose_answers_are_gone_are_kept(connection):
+    handled(connection, TIE, [])
+    refetch_due(connection, Stripe(subscription(status="past_due"), at(60)).read, lambda: NOW)
+    other_kind = "INSERT INTO object_snapshots (object_id, object_kind, read_at, reason, payload) "
+    connection.execute(other_kind + "SELECT object_id, 'invoice', read_at, reason, NULL FROM object_snapshots")
+    connection.execute("UPDATE stripe_events SET payload = NULL")
+    before = state(connection)
+    assert rebuild(connection, clock).taken_over == 0
+
+    connection.execute("UPDATE object_snapshots SET payload = NULL")
+    report = rebuild(connection, clock, apply=True)
+
+    assert (report.differ, report.payloads_gone, report.taken_over, report.replayed.answers) == (0, 4, 1, 0)
+    assert state(connection) == before
+
+
 def test_an_event_that_is_not_handled_yet_is_no_difference(connection):
     handled(connection, [event("customer.subscription.created", subscription())], [])
     later = event("customer.subscription.updated", subscription(status="past_due"), at=9)

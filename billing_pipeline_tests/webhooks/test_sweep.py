@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def flow(connection, settings, simulator):
-    return WebhookFlow(connection, settings, make_client(settings), simulator.clock)
+    return WebhookFlow(connection, settings, make_client(settings), simulator.clock, lambda organizations: None)
 
 
 @pytest.fixture

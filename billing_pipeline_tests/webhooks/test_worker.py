@@ -80,6 +80,7 @@ def test_handling_gives_way_to_a_crowd_but_is_not_starved_by_it(database_url, mo
         turns.append(time.monotonic())
         return 1
 
-    run_until(database_url, step, lambda: len(turns) >= 3, monkeypatch, is_crowded=lambda: True)
+    run_until(database_url, step, lambda: len(turns) >= 4, monkeypatch, is_crowded=lambda: True)
 
-    assert min(after - before for before, after in pairwise(turns[:3])) >= 0.29
+    # The first turn also opens the connection, which is not in its time here.
+    assert min(after - before for before, after in pairwise(turns[1:4])) >= 0.29

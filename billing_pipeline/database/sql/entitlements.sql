@@ -48,6 +48,10 @@ SELECT stripe_customer_id
 -- name: organizations_of
 SELECT DISTINCT organization_id FROM customer_organizations WHERE stripe_customer_id = ANY (%(customers)s);
 
+-- name: answer_within
+-- What the transaction asks after this is broken off when it takes longer.
+SELECT set_config('statement_timeout', %(limit)s, true);
+
 -- name: customers_of_nobody
 -- Of these customers, those that no mapping and no object of Stripe's gives to an organization.
 SELECT customer AS stripe_customer_id

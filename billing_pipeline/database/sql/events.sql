@@ -138,10 +138,6 @@ SELECT stripe_event_id, event_type, payload, created_at FROM stripe_events
 -- name: body_of_event
 SELECT raw_body, payload FROM stripe_events WHERE stripe_event_id = %(stripe_event_id)s;
 
--- name: organizations_of_customers
-SELECT DISTINCT organization_id FROM customer_organizations
- WHERE stripe_customer_id = ANY (%(customers)s) ORDER BY organization_id;
-
 -- name: rows_of_stripe_customers
 SELECT stripe_customer_id AS row_id, to_jsonb(t) AS content FROM stripe_customers t
  WHERE stripe_customer_id = ANY (%(ids)s);
@@ -175,7 +171,9 @@ SELECT organization_id || ' ' || feature AS row_id, to_jsonb(t) AS content FROM 
 
 -- name: old_bodies
 -- What a purge would take.
-SELECT count(*) AS events, coalesce(sum(octet_length(raw_body)), 0)::bigint AS bytes
+SELECT count(*) AS events, coalesce(sum(octet_length(raw_body)), 0)::bigint AS bytes,
+       (SELECT count(*) FROM object_snapshots
+         WHERE stored_at < %(received_before)s AND payload IS NOT NULL) AS answers
   FROM stripe_events
  WHERE received_at < %(received_before)s AND processed_at IS NOT NULL AND payload IS NOT NULL;
 
@@ -190,3 +188,15 @@ WITH old AS (
        FOR UPDATE SKIP LOCKED
 )
 UPDATE stripe_events e SET raw_body = NULL, payload = NULL FROM old WHERE e.stripe_event_id = old.stripe_event_id;
+
+-- name: purge_answers
+-- The same for what Stripe showed when asked; each was written to its row when it was stored.
+WITH old AS (
+    SELECT snapshot_id
+      FROM object_snapshots
+     WHERE stored_at < %(received_before)s AND payload IS NOT NULL
+     ORDER BY stored_at
+     LIMIT %(limit)s
+       FOR UPDATE SKIP LOCKED
+)
+UPDATE object_snapshots s SET payload = NULL FROM old WHERE s.snapshot_id = old.snapshot_id;

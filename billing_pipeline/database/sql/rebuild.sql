@@ -26,10 +26,10 @@ SELECT stripe_event_id, event_type, created_at, payload
 -- name: snapshots_applied
 SELECT object_kind, object_id, read_at, payload
   FROM object_snapshots
- WHERE stored_at >= %(since)s;
+ WHERE payload IS NOT NULL AND stored_at >= %(since)s;
 
 -- name: payloads_gone
--- Handled events whose payload's retention is over: what only they said cannot be made again.
-SELECT count(*) AS events
-  FROM stripe_events
- WHERE payload IS NULL AND processing_outcome = 'processed' AND payload_style = 'snapshot';
+-- Handled events and answers whose payload's retention is over: what only they said cannot be made again.
+SELECT (SELECT count(*) FROM stripe_events
+         WHERE payload IS NULL AND processing_outcome = 'processed' AND payload_style = 'snapshot')
+     + (SELECT count(*) FROM object_snapshots WHERE payload IS NULL) AS payloads;

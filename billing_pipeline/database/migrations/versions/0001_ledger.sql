@@ -309,14 +309,15 @@ CREATE TABLE billing_pipeline.object_snapshots (
     object_kind TEXT NOT NULL,
     read_at TIMESTAMPTZ NOT NULL,
     reason TEXT NOT NULL,
-    payload JSONB NOT NULL,
+    payload JSONB,
     stored_at TIMESTAMPTZ DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT object_snapshots_pkey PRIMARY KEY (snapshot_id)
 );
 CREATE INDEX object_snapshots_object_idx ON billing_pipeline.object_snapshots (object_kind, object_id);
+CREATE INDEX object_snapshots_payloads_idx ON billing_pipeline.object_snapshots (stored_at) WHERE payload IS NOT NULL;
 COMMENT ON TABLE billing_pipeline.object_snapshots IS 'objects as Stripe showed them when asked; with the events, what every projection can be made anew from';
 COMMENT ON COLUMN billing_pipeline.object_snapshots.read_at IS 'Stripe''s clock, whole seconds';
-COMMENT ON COLUMN billing_pipeline.object_snapshots.payload IS 'the object as Stripe showed it; deleted: true where it is gone';
+COMMENT ON COLUMN billing_pipeline.object_snapshots.payload IS 'the object, deleted: true where it is gone; null: its retention is over';
 
 CREATE TABLE billing_pipeline.event_sweeps (
     sweep_id BIGINT GENERATED ALWAYS AS IDENTITY,
