@@ -93,7 +93,8 @@ class Dispatcher:
     """A worker with its own connection.  `sla` is how long a claim lasts; `thin_handlers` are by event type.
 
     `on_changed` is told, after the commit, of organizations whose entitlements may have changed; what it raises is
-    logged and changes nothing.  `on_handled` is told each event's type and outcome then.
+    logged and changes nothing.  `on_handled` is told each event's type and outcome then.  With `feeds`, the feed
+    learns of what is processed.
     """
 
     connection: Connection[Any]
@@ -103,6 +104,7 @@ class Dispatcher:
     thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
     on_changed: OnChanged | None = None
     on_handled: Callable[[str, str], None] | None = None
+    feeds: bool = False
 
     def run_once(self, *, limit: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
         """Claim and handle at most `limit` events that are due, of all or `only` of these.
@@ -203,7 +205,7 @@ class Dispatcher:
             for event_id, result in results.items()
             if event_id not in failures
         }
-        finish(self.connection, outcomes, now=now)
+        finish(self.connection, outcomes, now=now, feeds=self.feeds)
         parked = fail(self.connection, events, failures, attempts_max=self.attempts_max, now=now)
         return _Batch(events, skipped, outcomes, failures, parked, applied.organizations)
 
