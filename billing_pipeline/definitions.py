@@ -7,6 +7,7 @@ Loading reads no setting and no secret, so a broken environment shows up in a ru
 import dagster as dg
 
 from billing_pipeline.orchestration.checks import USAGE_CHECKS
+from billing_pipeline.orchestration.feed_assets import FEED_ASSETS, FEED_CHECKS, FEED_JOBS, FEED_SCHEDULES
 from billing_pipeline.orchestration.jobs import JOBS, SCHEDULES
 from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS
@@ -16,10 +17,10 @@ from billing_pipeline.orchestration.webhook_jobs import WEBHOOK_JOBS, WEBHOOK_SC
 from billing_pipeline.orchestration.webhook_sensors import WEBHOOK_SENSORS
 
 defs = dg.Definitions(
-    assets=[*USAGE_ASSETS, *WEBHOOK_ASSETS],
-    asset_checks=[*USAGE_CHECKS, *WEBHOOK_CHECKS],
-    jobs=[*JOBS, *WEBHOOK_JOBS],
-    schedules=[*SCHEDULES, *WEBHOOK_SCHEDULES],
+    assets=[*USAGE_ASSETS, *WEBHOOK_ASSETS, *FEED_ASSETS],
+    asset_checks=[*USAGE_CHECKS, *WEBHOOK_CHECKS, *FEED_CHECKS],
+    jobs=[*JOBS, *WEBHOOK_JOBS, *FEED_JOBS],
+    schedules=[*SCHEDULES, *WEBHOOK_SCHEDULES, *FEED_SCHEDULES],
     sensors=WEBHOOK_SENSORS,
     resources={"billing": BillingResource()},
     # Steps of one flush follow each other; a process per step would cost two seconds each and save nothing.
