@@ -45,6 +45,7 @@ class RedisAnnouncer:
         )
         self._pause_seconds = pause_seconds
         self._silent_until = 0.0
+        self._is_away = False
 
     def __call__(self, heads: Mapping[str, int]) -> bool:
         """Publish the newest feed id of each organization; whether Redis took all of them."""
@@ -56,10 +57,13 @@ class RedisAnnouncer:
                     pipeline.publish(channel_of(organization_id), str(feed_id))
                 pipeline.execute()
         except Exception as exc:
-            # The library's own words may hold the address with its password.
             self._silent_until = time.monotonic() + self._pause_seconds
-            logger.warning("The feed's wake-ups could not be sent", extra={"error_type": type(exc).__name__})
+            # Once for each outage; the library's own words may hold the address with its password.
+            if not self._is_away:
+                logger.warning("The feed's wake-ups could not be sent", extra={"error_type": type(exc).__name__})
+            self._is_away = True
             return False
+        self._is_away = False
         return True
 
 

@@ -10,7 +10,8 @@ from datetime import timedelta
 import pytest
 
 from billing_pipeline.database.connection import connect
-from billing_pipeline.feed import hub
+from billing_pipeline.errors import DatabaseUnavailable
+from billing_pipeline.feed import hub, read
 from billing_pipeline.feed.broadcast import make_announcer
 from billing_pipeline.feed.read import PAGE, Beginning, FeedEnds, begin
 from billing_pipeline.feed.stream import PATH
@@ -39,7 +40,7 @@ def feeding(connection, redis):
     return Feeding(connection, announce=make_announcer(redis.url))
 
 
-def test_b34_an_event_is_broadcast_to_the_clients_of_its_organization(served, feeding, redis):
+def test_an_event_is_broadcast_to_the_clients_of_its_organization(served, feeding, redis):
     with served.open() as client:
         assert client.status == 200
         assert client.response.getheader("content-type") == "text/event-stream; charset=utf-8"
@@ -193,7 +194,7 @@ def test_only_reading_is_served(served):
         ({"billing_access_token": None}, "redis://127.0.0.1:1", "stream_token_missing"),
     ],
 )
-def test_b39_where_there_can_be_no_stream_it_is_503_with_the_reason(database_url, settings, redis_url, code):
+def test_where_there_can_be_no_stream_it_is_503_with_the_reason(database_url, settings, redis_url, code):
     with streaming(database_url, redis_url, settings=settings) as served, served.open() as client:
         assert (client.status, json.loads(client.response.read())["code"]) == (503, code)
         assert served.intake.deliver("evt_1").status == 202
@@ -391,3 +392,32 @@ def test_the_connection_of_http_is_one_that_goes_on(served):
         assert response.status == 401
         response.read()
     connection.close()
+
+
+def test_a_database_that_does_not_answer_is_503_before_anything_is_sent(served, monkeypatch):
+    def away(_question):
+        raise DatabaseUnavailable("PostgreSQL does not answer.")
+
+    monkeypatch.setattr(served.stream._hub._connection, "run", away)
+    with served.open() as client:
+        assert (client.status, json.loads(client.response.read())["code"]) == (503, "database")
+
+
+def test_a_look_at_the_table_that_fails_is_followed_by_another(database_url, redis, feeding, monkeypatch, caplog):
+    redis.is_deaf = True
+    looks = []
+
+    def heads(connection, organizations):
+        looks.append(organizations)
+        if len(looks) < 3:
+            raise ValueError("whsec_of_a_customer")
+        return read.heads_of(connection, organizations)
+
+    monkeypatch.setattr(hub, "heads_of", heads)
+    with streaming(database_url, redis.url, _poll_seconds=0.05) as served, served.open() as client:
+        client.block()
+        feeding.feed(*updates(1))
+        assert client.ids(1) == [1]
+
+    assert "The feed could not be read: ValueError" in caplog.text
+    assert "whsec" not in caplog.text

@@ -28,7 +28,7 @@ def found(**given):
         ),
     ],
 )
-def test_b39_a_stream_that_lacks_something_is_told(given, result, said):
+def test_a_stream_that_lacks_something_is_told(given, result, said):
     finding = found(**given)
 
     assert finding.result is result

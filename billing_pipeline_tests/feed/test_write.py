@@ -16,7 +16,7 @@ from billing_pipeline_tests.webhooks.events import event, invoice, store, subscr
 pytestmark = pytest.mark.slow
 
 
-def test_b34_a_processed_event_is_persisted_in_the_feed_of_its_organization(feeding):
+def test_a_processed_event_is_persisted_in_the_feed_of_its_organization(feeding):
     created = event("customer.subscription.created", subscription())
 
     assert feeding.feed(created) == FeedReport(written=1)
@@ -167,6 +167,14 @@ def test_an_event_that_cannot_be_told_fails_alone_and_is_counted(feeding, caplog
     assert feeding.connection.execute("SELECT DISTINCT processing_outcome FROM stripe_events").fetchall() == [
         ("processed",)
     ]
+
+
+def test_an_event_whose_payload_is_gone_cannot_be_told(feeding):
+    feeding.handle(event("customer.subscription.created", subscription()))
+    feeding.connection.execute("UPDATE stripe_events SET payload = NULL")
+
+    assert feeding.writer.run_once() == FeedReport(failed=1)
+    assert feeding.connection.execute("SELECT count(*) FROM feed_candidates").fetchone() == (0,)
 
 
 def test_what_the_database_refuses_holds_up_no_other(feeding):
