@@ -273,13 +273,16 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(database_url
     assert "its client is too slow" in caplog.text
 
 
-def test_many_idle_clients_cost_one_question_for_all_of_them(database_url, redis, connection):
+def test_many_idle_clients_cost_one_question_for_all_of_them(database_url, redis, feeding, connection):
     asked = []
     with streaming(database_url, redis.url, _poll_seconds=0.1) as served:
         served.intake.deliver("evt_1")
         clients = [served.open(f"org-{n % 40}") for n in range(120)]
         for client in clients:
             client.__enter__().block()
+        # Those that were woken once go back to sleep.
+        feeding.feed(*updates(1, "org-0"))
+        time.sleep(0.5)
         ask = served.stream._hub._ask
 
         def counted(question):
