@@ -45,6 +45,12 @@ def rows_after(connection: Connection[Any], *, organization_id: str, after: int,
     return queries.fetch(connection, "feed_after", FeedRow, params)
 
 
+def newest_rows(connection: Connection[Any], *, organization_id: str, limit: int) -> list[FeedRow]:
+    """The last rows of an organization, at most so many, in order."""
+    params = {"organization_id": organization_id, "limit": limit}
+    return queries.fetch(connection, "feed_newest", FeedRow, params)
+
+
 def heads_of(connection: Connection[Any], organizations: Sequence[str]) -> Mapping[str, int]:
     """The newest id of each of these organizations that has any row."""
     found = queries.fetch_dicts(connection, "feed_heads", {"organizations": list(organizations)})

@@ -71,6 +71,15 @@ SELECT feed_id, payload::text AS payload
  ORDER BY feed_id
  LIMIT %(limit)s;
 
+-- name: feed_newest
+SELECT feed_id, payload
+  FROM (SELECT feed_id, payload::text AS payload
+          FROM billing_event_feed
+         WHERE organization_id = %(organization_id)s
+         ORDER BY feed_id DESC
+         LIMIT %(limit)s) newest
+ ORDER BY feed_id;
+
 -- name: feed_heads
 -- The newest of each organization, by one look into the index for each.
 SELECT o.organization_id, newest.feed_id
