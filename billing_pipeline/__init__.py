@@ -10,8 +10,11 @@
                                             |
                                             v
                  dispatch -> subscriptions, invoices, entitlements; sweep and replay what was missed or failed
+                                            |
+                                            v
+                 billing_event_feed -> GET /api/v1/billing/stream, one organization a connection
 
-Import rule, held by a test: `cli` and `orchestration` -> flows (`usage`, `webhooks`, `reconciliation`)
+Import rule, held by a test: `cli` and `orchestration` -> flows (`usage`, `webhooks`, `reconciliation`, `feed`)
 -> `database`, `stripe_api` -> `domain`.
 Flows never import each other, Dagster or the simulator.
 `settings` is the only reader of the environment; `errors` is importable from everywhere.

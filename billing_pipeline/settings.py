@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     billing_event_bodies_kept_days: int = Field(default=90, ge=30, description="payloads of handled events and answers")
     billing_access_token: SecretStr | None = Field(default=None, description="for the web app; unset: no such routes")
     redis_url: SecretStr | None = Field(default=None, description="where product code caches features; unset: nowhere")
+    enable_billing_stream: bool = Field(default=False, description="the live feed; wants Redis and an access token")
+    billing_events_redis_url: SecretStr | None = Field(default=None, description="Redis of the feed; unset: REDIS_URL")
+    billing_feed_kept_days: int = Field(default=30, ge=1, description="how long the feed is kept")
     saas_workspace_booking_url: str | None = Field(default=None, description="where who lacks saas is sent")
     saas_upgrade_price_id: str | None = Field(default=None, description="price_...; unset: nobody upgrades by itself")
     saas_upgrade_return_url: str | None = Field(default=None, description="where a checkout leads back to")
@@ -166,7 +169,7 @@ class Settings(BaseSettings):
             raise ValueError("must be an https address")
         return url
 
-    @field_validator("redis_url")
+    @field_validator("redis_url", "billing_events_redis_url")
     @classmethod
     def _redis_url_is_one(cls, url: SecretStr | None) -> SecretStr | None:
         if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
@@ -278,6 +281,12 @@ class Settings(BaseSettings):
     def webhook_secrets(self) -> tuple[str, ...]:
         """The signing secrets that are active, the newest first by convention; never log them."""
         return _listed(self.stripe_webhook_secret.get_secret_value() if self.stripe_webhook_secret else "")
+
+    @property
+    def feed_redis_url(self) -> str | None:
+        """Where the feed's wake-ups go; it may hold a password, so never log it."""
+        url = self.billing_events_redis_url or self.redis_url
+        return url.get_secret_value() if url else None
 
     @cached_property
     def uses_simulator(self) -> bool:

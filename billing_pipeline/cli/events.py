@@ -1,6 +1,7 @@
 """`billing-pipeline events …`: look into the inbox of webhook events, note what was found, and let old bodies go.
 
-Asks the database only, so it works while Stripe does not answer; `events_replay.py` handles events again.
+Asks the database only, so it works while Stripe does not answer; `events_replay.py` handles events again,
+`events_feed.py` shows what organizations were told.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from billing_pipeline.cli.events_feed import feed_command
 from billing_pipeline.cli.events_replay import replay_command
 from billing_pipeline.cli.hints import as_typed, own_name
 from billing_pipeline.cli.inbox import open_inbox
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="See Stripe's webhook events, replay them, annotate them.", no_args_is_help=True)
 app.command("replay")(replay_command)
+app.command("feed")(feed_command)
 
 EventId = Annotated[str, typer.Argument(help="The event's id, evt_...", metavar="EVENT_ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]

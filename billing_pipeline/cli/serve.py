@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Callable
 
     import uvicorn
 
+    from billing_pipeline.feed.stream import BillingStream
     from billing_pipeline.settings import Settings
     from billing_pipeline.webhooks.access import OpenCheckout
     from billing_pipeline.webhooks.app import Background
@@ -33,6 +33,9 @@ KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 25
 """Longer than a delivery waits at most for its commit."""
 
+UNTAKEN_MILLISECONDS = 30_000
+"""Who has taken nothing of what was sent for so long is let go by the kernel, whatever the server believes."""
+
 
 def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen on; TLS is a proxy's work.")] = "127.0.0.1",
@@ -43,10 +46,12 @@ def serve_command(
     They come to /webhooks/stripe; SIGTERM or Ctrl-C ends it.
     Each is verified, stored and committed before it is answered, and handled right after it.
     /healthz, /readyz and /metrics are for operators.
+    With ENABLE_BILLING_STREAM it also serves /api/v1/billing/stream.
     Example: billing-pipeline serve --port 8000
     """
     from billing_pipeline.cli.local_stack import ready_database
     from billing_pipeline.cli.log import log_to_stderr
+    from billing_pipeline.feed import stream as feed_stream
     from billing_pipeline.settings import load_settings
     from billing_pipeline.webhooks.app import make_app
 
@@ -55,14 +60,17 @@ def serve_command(
     database_url = ready_database(settings)
     _require_writable(database_url)
     log_to_stderr(milestones=True)
+    stream = feed_stream.make_stream(settings, database_url)
+    _warn_of_missing(stream, is_wanted=settings.enable_billing_stream)
     app = make_app(
         settings,
         database_url,
         clock=_clock,
-        background=_background(settings, database_url),
+        background=_background(settings, database_url, stream),
         open_checkout=_checkout(settings),
+        further={feed_stream.PATH: stream},
     )
-    _serve(app, host, settings.billing_intake_port)
+    _serve(app, host, settings.billing_intake_port, on_stop=stream.end)
 
 
 def _clock() -> datetime:
@@ -91,16 +99,33 @@ def _checkout(settings: Settings) -> OpenCheckout | None:
     return opened
 
 
-def _background(settings: Settings, database_url: str) -> Background:
+def _background(settings: Settings, database_url: str, stream: BillingStream) -> Background:
+    from contextlib import asynccontextmanager
+
     from billing_pipeline.orchestration.webhook_parts import make_steps
     from billing_pipeline.stripe_api.client import make_client
+    from billing_pipeline.webhooks.metrics import WebhookResult
     from billing_pipeline.webhooks.worker import working
 
-    def background(metrics: WebhookMetrics, is_crowded: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
-        steps = make_steps(make_client(settings), settings, on_handled=metrics.handled)
-        return working(database_url, steps, is_crowded=is_crowded)
+    @asynccontextmanager
+    async def background(metrics: WebhookMetrics, is_crowded: Callable[[], bool]) -> AsyncIterator[None]:
+        def told(event_type: str, result: str) -> None:
+            metrics.count(WebhookResult(result), event_type)
+
+        steps = make_steps(make_client(settings), settings, on_handled=metrics.handled, on_told=told)
+        async with working(database_url, steps, is_crowded=is_crowded), stream:
+            yield
 
     return background
+
+
+def _warn_of_missing(stream: BillingStream, *, is_wanted: bool) -> None:
+    """A view must not stop the intake, so what it lacks is only told."""
+    import logging
+
+    if is_wanted and stream.refusal is not None:
+        told = "%s Until then /api/v1/billing/stream answers 503."
+        logging.getLogger(__name__).warning(told, stream.refusal.message, extra={"code": stream.refusal.code})
 
 
 def _require_secret(settings: Settings) -> None:
@@ -131,6 +156,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         raise UserError(f"Cannot listen on {host}: {exc.strerror}. Choose another --host.") from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN_MILLISECONDS)
     try:
         listener.bind(address)
     except OSError as exc:
@@ -142,17 +169,35 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_server(app: Any) -> uvicorn.Server:
-    """uvicorn around the intake, an ASGI application; run it with `server.run(sockets=[...])`."""
+def make_server(app: Any, on_stop: Callable[[], None] = lambda: None) -> uvicorn.Server:
+    """uvicorn around the intake, an ASGI application; run it with `server.run(sockets=[...])`.
+
+    `on_stop` is called before it waits for the requests under way, for those that would never end by themselves.
+    """
     import uvicorn
 
+    from billing_pipeline.feed.stream import ABORT
     from billing_pipeline.webhooks.http_protocol import BoundedHttpProtocol
+
+    class Protocol(BoundedHttpProtocol):
+        """Lets an application abort its connection."""
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+
+    class Server(uvicorn.Server):
+        """Says when it stops."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            on_stop()
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app,
         access_log=False,
         backlog=2_048,
-        http=BoundedHttpProtocol,
+        http=Protocol,
         lifespan="on",
         limit_concurrency=CONNECTIONS_MAX,
         log_config=None,
@@ -166,14 +211,14 @@ def make_server(app: Any) -> uvicorn.Server:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         ws="none",
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
-def _serve(app: Any, host: str, port: int) -> None:
+def _serve(app: Any, host: str, port: int, on_stop: Callable[[], None]) -> None:
     from billing_pipeline.webhooks.receive import PATH
 
     with bind(host, port) as listener:
-        server = make_server(app)
+        server = make_server(app, on_stop)
         # uvicorn ends gracefully on these and then raises them again; by then everything is answered and closed.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)

@@ -1,7 +1,8 @@
 """The schema as a whole: one table per noun of the glossary, with the invariants the database itself can hold.
 
-The tables are in `usage_tables.py`, `ledger_tables.py`, `lane_tables.py`, `adjustment_tables.py`, `inbox_tables.py` and
-`projection_tables.py`; what SQLAlchemy cannot say (types, views, guards, the row contract) is in `schema/*.sql` and
+The tables are in `usage_tables.py`, `ledger_tables.py`, `lane_tables.py`, `adjustment_tables.py`, `inbox_tables.py`,
+`projection_tables.py` and `feed_tables.py`; what SQLAlchemy cannot say (types, views, guards, the row contract) is in
+`schema/*.sql` and
 created with them.
 """
 
@@ -13,6 +14,7 @@ from sqlalchemy import DDL, event
 
 from billing_pipeline.database.adjustment_tables import invoice_adjustments
 from billing_pipeline.database.base import SCHEMA, metadata, source_metadata
+from billing_pipeline.database.feed_tables import billing_event_feed
 from billing_pipeline.database.inbox_tables import stripe_events
 from billing_pipeline.database.lane_tables import lanes
 from billing_pipeline.database.ledger_tables import entry_state
@@ -23,6 +25,7 @@ __all__ = [
     "PROJECTIONS",
     "SCHEMA",
     "billable_events",
+    "billing_event_feed",
     "entry_state",
     "invoice_adjustments",
     "lanes",

@@ -264,6 +264,14 @@ PROBES: dict[str, Probe] = {
             needs=("schema", "stripe_key"),
         ),
         Probe(
+            "billing_stream",
+            "billing_event_feed",
+            "The live billing feed is off, or has the Redis and the token that it needs.",
+            "ENABLE_BILLING_STREAM is true, and Redis or the access token is not set, or Redis does not answer.",
+            "Set what is named for `billing-pipeline serve`, or ENABLE_BILLING_STREAM=false; billing itself goes on.",
+            needs=("settings",),
+        ),
+        Probe(
             "dagster",
             "billable_events",
             "Dagster runs.",

@@ -3,7 +3,7 @@
 Used by assets and checks; nothing here reads the database.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from decimal import Decimal
@@ -15,6 +15,7 @@ from billing_pipeline.domain.contract_rules import Fault
 from billing_pipeline.domain.differences import Sides
 from billing_pipeline.domain.entries import HoldReason
 from billing_pipeline.domain.holds import HOLDS
+from billing_pipeline.feed.upkeep import Misfit
 from billing_pipeline.reconciliation.completeness import RowAccount
 from billing_pipeline.reconciliation.expiry import Expiring
 from billing_pipeline.reconciliation.invariants import Violation
@@ -252,6 +253,38 @@ def unhandled_table(found: Iterable[Unhandled]) -> dg.TableMetadataValue:
         for one in found
     ]
     return _table(records, outcome="string", error="string", events="int", oldest="string", samples="string")
+
+
+def fed_table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """What is kept of the live feed, by type of event."""
+    records = [
+        dg.TableRecord(
+            {
+                "event_type": row["event_type"],
+                "rows": row["rows"],
+                "organizations": row["organizations"],
+                "newest": f"{row['newest_at']:%Y-%m-%d %H:%M}",
+            }
+        )
+        for row in rows
+    ]
+    return _table(records, event_type="string", rows="int", organizations="int", newest="string")
+
+
+def misfit_table(found: Iterable[Misfit]) -> dg.TableMetadataValue:
+    """Payloads of the feed that break its schema, and where."""
+    records = [
+        dg.TableRecord(
+            {
+                "feed_id": one.feed_id,
+                "event": one.stripe_event_id,
+                "event_type": one.event_type,
+                "faults": _shortened("; ".join(one.faults)),
+            }
+        )
+        for one in found
+    ]
+    return _table(records, feed_id="int", event="string", event_type="string", faults="string")
 
 
 def stuck_table(found: Iterable[Stuck]) -> dg.TableMetadataValue:

@@ -13,6 +13,7 @@ import dagster as dg
 from billing_pipeline.domain.probes import PROBES, Finding, Probe, Result
 from billing_pipeline.errors import Unavailable
 from billing_pipeline.orchestration.dagster_probes import SCHEDULE, Daemon, DagsterState, dagster_asks
+from billing_pipeline.orchestration.feed_assets import FEED_ASSETS
 from billing_pipeline.orchestration.switches import is_on
 from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS
 from billing_pipeline.settings import load_settings
@@ -20,7 +21,7 @@ from billing_pipeline.usage.preflight.ask import ASKS, ask
 from billing_pipeline.usage.preflight.site import Site
 
 DOCUMENT = "docs/operations.md#preflight-"
-_ASSETS = {asset.key.to_user_string(): asset for asset in USAGE_ASSETS}
+_ASSETS = {asset.key.to_user_string(): asset for asset in [*USAGE_ASSETS, *FEED_ASSETS]}
 
 
 @dg.multi_asset_check(

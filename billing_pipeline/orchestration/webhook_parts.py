@@ -14,6 +14,8 @@ from psycopg import Connection
 
 from billing_pipeline.database.clock import DatabaseClock
 from billing_pipeline.domain.outcomes import Outcome
+from billing_pipeline.feed.broadcast import make_announcer
+from billing_pipeline.orchestration.feed_parts import make_feed_writer
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.client import StripeClient
 from billing_pipeline.stripe_api.error_reports import REPORT_TYPES, read_error_report
@@ -49,13 +51,19 @@ def make_dispatcher(
         thin_handlers=dict.fromkeys(REPORT_TYPES, _error_report_handler(client, settings)),
         on_changed=on_changed or make_cache_dropper(settings),
         on_handled=on_handled,
+        feeds=settings.enable_billing_stream,
     )
 
 
 def make_steps(
-    client: StripeClient, settings: Settings, on_handled: Callable[[str, Outcome], None] | None = None
+    client: StripeClient,
+    settings: Settings,
+    on_handled: Callable[[str, Outcome], None] | None = None,
+    on_told: Callable[[str, str], None] = lambda event_type, result: None,
 ) -> dict[str, Step]:
     """What `serve` does beside taking webhooks, by name; `on_handled` is told each event's type and outcome.
+
+    So is `on_told` of the feed's events, where there is a feed.
 
     The database's clock tells the time, as it does when an event is stored: whose claim has lapsed must not depend on
     the machine that asks.
@@ -72,7 +80,16 @@ def make_steps(
             connection, read, DatabaseClock(connection), limit=REFETCHED_AT_ONCE, on_changed=drop
         ).settled
 
-    return {"The dispatcher": dispatch, "The refetch": refetch}
+    steps: dict[str, Step] = {"The dispatcher": dispatch, "The refetch": refetch}
+    if settings.enable_billing_stream:
+        announce = make_announcer(settings.feed_redis_url)
+
+        def feed(connection: Connection[Any]) -> int:
+            clock = DatabaseClock(connection)
+            return make_feed_writer(connection, settings, clock, announce, on_told).run_once().handled
+
+        steps["The feed"] = feed
+    return steps
 
 
 def make_cache_dropper(settings: Settings) -> OnChanged:

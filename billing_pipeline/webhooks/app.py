@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,12 +42,14 @@ def make_app(
     clock: Callable[[], datetime],
     background: Background | None = None,
     open_checkout: OpenCheckout | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> FastAPI:
     """The intake as an ASGI application, to be served with its lifespan.
 
     `clock` tells the time in UTC, against which signatures are judged.  `background` runs for as long as the intake
     serves, in the same event loop; it begins after the inbox is ready and ends before the last requests are committed.
-    `open_checkout` is what an organization without the workspace may use; None where it may not.
+    `open_checkout` is what an organization without the workspace may use; None where it may not.  `further` are ASGI
+    applications of others that answer GET, by path.
     """
     metrics = WebhookMetrics()
     stuck_after = timedelta(seconds=settings.billing_dispatch_sla_seconds)
@@ -67,6 +69,7 @@ def make_app(
     app.router.routes.append(Route(PATH, endpoint, methods=["POST"]))
     _add_operators_routes(app, committer, metrics)
     add_access_routes(app, settings, questions.ask, open_checkout)
+    app.router.routes.extend(Route(path, answers, methods=["GET"]) for path, answers in (further or {}).items())
     return app
 
 

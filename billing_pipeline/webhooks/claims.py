@@ -129,10 +129,10 @@ def hold(connection: Connection[Any], claims: Sequence[Claim]) -> list[ClaimedEv
     return held
 
 
-def finish(connection: Connection[Any], outcomes: Mapping[str, Outcome], *, now: datetime) -> None:
-    """Mark events processed or ignored, by id."""
+def finish(connection: Connection[Any], outcomes: Mapping[str, Outcome], *, now: datetime, feeds: bool = False) -> None:
+    """Mark events processed or ignored, by id; with `feeds`, the feed learns of the processed ones."""
     if outcomes:
-        params = {"ids": list(outcomes), "outcomes": list(outcomes.values()), "now": now}
+        params = {"ids": list(outcomes), "outcomes": list(outcomes.values()), "now": now, "feeds": feeds}
         queries.execute(connection, "finish_events", params)
 
 

@@ -19,10 +19,10 @@ from typing import Any, Self, TypeVar
 
 from psycopg import Connection
 
+from billing_pipeline.database.lasting_connection import LastingConnection
 from billing_pipeline.errors import BillingError, DatabaseUnavailable, DeliveryRefused, Unavailable
 from billing_pipeline.webhooks.deliveries import Delivery
 from billing_pipeline.webhooks.inbox import Origin, Stored, count_signature_failures, store
-from billing_pipeline.webhooks.lasting_connection import LastingConnection
 from billing_pipeline.webhooks.refusal_log import RefusalLog
 
 logger = logging.getLogger(__name__)

@@ -95,7 +95,8 @@ class Dispatcher:
     may wait twice for `request_timeout`.
 
     `on_changed` is told, after the commit, of organizations whose entitlements may have changed; what it raises is
-    logged and changes nothing.  `on_handled` is told each event's type and outcome then.
+    logged and changes nothing.  `on_handled` is told each event's type and outcome then.  With `feeds`, the feed
+    learns of what is processed.
     """
 
     connection: Connection[Any]
@@ -106,6 +107,7 @@ class Dispatcher:
     thin_handlers: Mapping[str, ThinHandler] = field(default_factory=dict)
     on_changed: OnChanged | None = None
     on_handled: Callable[[str, Outcome], None] | None = None
+    feeds: bool = False
 
     def run_once(self, *, limit: int = BATCH, only: Sequence[str] | None = None) -> DispatchReport:
         """Claim and handle at most `limit` events that are due, of all or `only` of these.
@@ -208,7 +210,7 @@ class Dispatcher:
             for event_id, result in results.items()
             if event_id not in failures
         }
-        finish(self.connection, outcomes, now=now)
+        finish(self.connection, outcomes, now=now, feeds=self.feeds)
         parked = fail(self.connection, events, failures, attempts_max=self.attempts_max, now=now)
         return _Batch(events, skipped, outcomes, failures, parked, applied.organizations)
 

@@ -15,8 +15,8 @@ from typing import Any, Self, TypeVar
 from psycopg import Connection
 
 from billing_pipeline.database import queries
+from billing_pipeline.database.lasting_connection import LastingConnection
 from billing_pipeline.errors import DatabaseUnavailable
-from billing_pipeline.webhooks.lasting_connection import LastingConnection
 
 Answer = TypeVar("Answer")
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from psycopg import Connection
 
+from billing_pipeline.database.lasting_connection import LastingConnection
 from billing_pipeline.errors import BillingError
-from billing_pipeline.webhooks.lasting_connection import LastingConnection
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,8 @@
 """`billing-pipeline serve` starts only where a delivery could be stored, and loses none that it has answered."""
 
+import contextlib
 import http.client
+import json
 import signal
 import socket
 import time
@@ -12,7 +14,10 @@ import pytest
 from billing_pipeline.database.connection import connect
 from billing_pipeline_tests.cli.command import billing_pipeline, start
 from billing_pipeline_tests.cli.test_up import free_port
+from billing_pipeline_tests.feed.conftest import Client, wait_until
+from billing_pipeline_tests.feed.tiny_redis import TinyRedis
 from billing_pipeline_tests.signing import SECRET, signed
+from billing_pipeline_tests.tcp_server import running_tcp_server
 from billing_pipeline_tests.webhooks.conftest import Intake
 from billing_pipeline_tests.webhooks.events import event as stripe_event
 from billing_pipeline_tests.webhooks.events import subscription
@@ -154,6 +159,61 @@ def test_what_is_delivered_is_handled_at_once_and_counted(settings, served):
     assert counted in metrics
     assert f"INFO Webhook processed: event_id={delivered['id']}" in err
     assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_delivery_reaches_a_stream_and_a_stop_ends_it(settings):
+    token = "a-token-of-the-web-app-0123456789"
+    with contextlib.ExitStack() as stack:
+        redis = TinyRedis()
+        url = f"redis://127.0.0.1:{stack.enter_context(running_tcp_server(redis.handle))}"
+        process = start("serve", **settings, ENABLE_BILLING_STREAM="true", REDIS_URL=url, BILLING_ACCESS_TOKEN=token)
+        stack.callback(process.communicate)
+        stack.callback(process.kill)
+        process.stdout.readline()
+        intake = Intake(f"http://127.0.0.1:{settings['BILLING_INTAKE_PORT']}")
+        wait_until(lambda: answers(intake))
+        connection = http.client.HTTPConnection(*intake.address, timeout=20)
+        stack.callback(connection.close)
+        asked = "/api/v1/billing/stream?organization_id=acme"
+        connection.request("GET", asked, headers={"Authorization": f"Bearer {token}"})
+        client = Client(connection.getresponse())
+        assert client.block()["id"] == "0"
+
+        delivered = stripe_event("customer.subscription.created", subscription())
+        assert intake.post(*signed(delivered)).status == 202
+        message = client.block()
+        assert json.loads(message["data"])["stripe_event_id"] == delivered["id"]
+        counted = 'stripe_webhook_events_total{event_type="customer.subscription.created",result="broadcasted"} 1.0'
+        wait_until(lambda: counted in intake.ask("GET", "/metrics").raw.decode())
+
+        began = time.monotonic()
+        process.terminate()
+        assert client.block() == {}
+        _, err = process.communicate(timeout=20)
+        assert time.monotonic() - began < 10
+
+    assert process.returncode == 0
+    assert redis.published == [("billing:feed:acme", message["id"])]
+    assert " INFO Billing event told stripe_event_id=" in err
+    assert token not in err
+
+
+@pytest.mark.slow
+def test_a_stream_that_lacks_something_is_told_and_the_intake_starts(settings):
+    process = start("serve", **settings, ENABLE_BILLING_STREAM="true")
+    intake = Intake(f"http://127.0.0.1:{settings['BILLING_INTAKE_PORT']}")
+    process.stdout.readline()
+    try:
+        wait_until(lambda: answers(intake))
+        answer = intake.ask("GET", "/api/v1/billing/stream?organization_id=acme")
+        delivered = intake.deliver("evt_1").status
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+
+    assert (answer.status, answer.document["code"], delivered) == (503, "stream_backend_missing", 202)
+    assert " WARNING The billing stream has no Redis. Set BILLING_EVENTS_REDIS_URL or REDIS_URL. Until then " in err
 
 
 def refusal(settings, **changes):

@@ -171,6 +171,7 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
         "sweep_stripe_events",
         "rebuild_projections",
         "purge_event_bodies",
+        "feed_billing_events",
     }
     assert {
         schedule.name: (schedule.job_name, schedule.cron_schedule, schedule.default_status.value)
@@ -183,6 +184,7 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
         "daily_object_reread": ("sweep_stripe_events", "58 2 * * *", "STOPPED"),
         "daily_rebuild": ("rebuild_projections", "28 4 * * *", "STOPPED"),
         "daily_purge": ("purge_event_bodies", "58 4 * * *", "STOPPED"),
+        "hourly_feed": ("feed_billing_events", "8 * * * *", "STOPPED"),
     }
     assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == {
         "stripe_events_to_replay": "STOPPED"

@@ -22,7 +22,7 @@ def commands_of(*arguments):
 def test_the_webhooks_tests_have_a_target_that_fails_without_tests_and_below_95_percent(tmp_path):
     run, report = commands_of("test-stripe")[-2:]
     assert run.startswith(".venv/bin/python -m coverage run -m pytest ")
-    assert "billing_pipeline_tests/webhooks" in run.split()
+    assert {"billing_pipeline_tests/webhooks", "billing_pipeline_tests/feed"} <= set(run.split())
     assert report == ".venv/bin/python -m coverage report --fail-under=95"
 
     nothing = subprocess.run([sys.executable, "-m", "pytest", "-q", tmp_path], cwd=tmp_path, capture_output=True)

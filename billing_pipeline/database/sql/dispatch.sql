@@ -58,12 +58,17 @@ SELECT d.stripe_event_id, d.attempts, e.event_type, e.payload_style, e.created_a
 
 -- name: finish_events
 -- Handled or ignored: the end, in the transaction of what the event changed.  Each join is by key from the smaller side,
--- so that the time grows with the batch and not with its square.
+-- so that the time grows with the batch and not with its square.  Where there is a feed, it learns of the event with that.
 WITH done AS (
     DELETE FROM event_dispatches d
      USING unnest(%(ids)s::text[], %(outcomes)s::text[]) AS o(stripe_event_id, outcome)
      WHERE d.stripe_event_id = o.stripe_event_id
     RETURNING d.stripe_event_id, d.attempts, o.outcome
+), to_feed AS (
+    INSERT INTO feed_candidates (stripe_event_id, due_at)
+    SELECT stripe_event_id, %(now)s FROM done WHERE outcome = 'processed' AND %(feeds)s::boolean
+    ORDER BY stripe_event_id
+    ON CONFLICT (stripe_event_id) DO NOTHING
 )
 UPDATE stripe_events e
    SET processing_outcome = done.outcome, processed_at = %(now)s, attempted_at = %(now)s, attempts = done.attempts,

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 from billing_pipeline.domain.probes import Finding, Probe, Result, fails, with_needs
 from billing_pipeline.errors import BillingError
-from billing_pipeline.usage.preflight import about_ledger, about_settings, about_source, about_stripe, about_work
+from billing_pipeline.usage.preflight import (
+    about_feed,
+    about_ledger,
+    about_settings,
+    about_source,
+    about_stripe,
+    about_work,
+)
 from billing_pipeline.usage.preflight.site import Site
 
 Ask = Callable[[Site], Finding]
@@ -39,6 +46,7 @@ ASKS: Mapping[str, Ask] = {
     "prices": about_stripe.prices,
     "canary_customer": about_stripe.canary_customer,
     "canaries": about_ledger.canaries,
+    "billing_stream": about_feed.billing_stream,
 }
 """How each probe that does not need Dagster is asked."""
 

@@ -756,6 +756,35 @@ CREATE TABLE billing_pipeline.event_notes (
 CREATE INDEX event_notes_stripe_event_id_idx ON billing_pipeline.event_notes (stripe_event_id);
 COMMENT ON TABLE billing_pipeline.event_notes IS 'what a person wrote about an event, for whoever reads it after an incident; only added to';
 
+CREATE TABLE billing_pipeline.billing_event_feed (
+    feed_id BIGINT GENERATED ALWAYS AS IDENTITY,
+    organization_id TEXT NOT NULL,
+    stripe_event_id TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    payload JSONB NOT NULL,
+    fed_at TIMESTAMPTZ NOT NULL,
+    CONSTRAINT billing_event_feed_pkey PRIMARY KEY (feed_id),
+    CONSTRAINT billing_event_feed_stripe_event_id_key UNIQUE (stripe_event_id),
+    CONSTRAINT billing_event_feed_stripe_event_id_fkey FOREIGN KEY(stripe_event_id) REFERENCES billing_pipeline.stripe_events (stripe_event_id)
+);
+CREATE INDEX billing_event_feed_organization_idx ON billing_pipeline.billing_event_feed (organization_id, feed_id);
+COMMENT ON TABLE billing_pipeline.billing_event_feed IS 'what organizations are told of their webhook events, each once; the truth of the stream';
+COMMENT ON COLUMN billing_pipeline.billing_event_feed.feed_id IS 'rises in the order of the commits';
+COMMENT ON COLUMN billing_pipeline.billing_event_feed.organization_id IS 'whom it is told';
+COMMENT ON COLUMN billing_pipeline.billing_event_feed.payload IS 'a BillingEventPayload; its schema is in the package feed';
+
+CREATE TABLE billing_pipeline.feed_candidates (
+    stripe_event_id TEXT NOT NULL,
+    due_at TIMESTAMPTZ NOT NULL,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    CONSTRAINT feed_candidates_pkey PRIMARY KEY (stripe_event_id),
+    CONSTRAINT feed_candidates_stripe_event_id_fkey FOREIGN KEY(stripe_event_id) REFERENCES billing_pipeline.stripe_events (stripe_event_id)
+)
+ WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+CREATE INDEX feed_candidates_due_idx ON billing_pipeline.feed_candidates (due_at, stripe_event_id);
+COMMENT ON TABLE billing_pipeline.feed_candidates IS 'processed events of which the feed has not decided yet';
+COMMENT ON COLUMN billing_pipeline.feed_candidates.due_at IS 'not before; later while its customer is nobody''s';
+
 CREATE TABLE billing_pipeline.ledger_entries (
     entry_id BIGINT GENERATED ALWAYS AS IDENTITY,
     window_id BIGINT NOT NULL,
