@@ -17,7 +17,7 @@ from billing_pipeline.orchestration.webhook_assets import GROUP, invoices
 from billing_pipeline.settings import Level
 from billing_pipeline.usage.adjust import latest_adjustments
 from billing_pipeline.usage.close_periods import close_periods as close
-from billing_pipeline.usage.close_periods import waits_to_be_closed
+from billing_pipeline.usage.close_periods import is_due, waits_to_be_closed
 from billing_pipeline.usage.lease import LeaseHeld
 
 AGAIN_AFTER = timedelta(minutes=5)
@@ -75,17 +75,17 @@ close_periods = dg.define_asset_job(
 @dg.sensor(
     job=close_periods,
     minimum_interval_seconds=60,
-    description="Launches a run when a draft of a subscription's period waits to be closed: a few minutes after "
-    "invoice.created, well before Stripe makes it final.",
+    description="Launches a run when a draft of a subscription's period waits to be closed, a few minutes after "
+    "invoice.created and well before Stripe makes it final, or when an invoice item is in doubt.",
 )
 def invoices_to_close(billing: BillingResource) -> dg.RunRequest | dg.SkipReason:
     """Off until somebody turns it on in the UI."""
     with billing.usage_flow() as flow:
         if flow.settings.level is not Level.LIVE:
             return dg.SkipReason("Billing is not live.")
+        if not is_due(flow):
+            return dg.SkipReason("No draft waits to be closed, and no invoice item is in doubt.")
         waiting = [draft.stripe_invoice_id for draft in waits_to_be_closed(flow)]
         bucket = int(flow.clock().timestamp() // AGAIN_AFTER.total_seconds())
-    if not waiting:
-        return dg.SkipReason("No draft waits to be closed.")
     digest = hashlib.sha256("\n".join(waiting).encode()).hexdigest()[:32]
     return dg.RunRequest(run_key=f"{digest}:{bucket}")

@@ -19,6 +19,7 @@ from billing_pipeline.stripe_api.client import is_stripes_own, stripe_words, tra
 from billing_pipeline.stripe_api.invoices import PAGE_SIZE, meter_of, price_of
 from billing_pipeline.stripe_api.prices import unit_price_of
 
+GONE = 404
 NAME = "billing_pipeline_adjustment"
 
 
@@ -64,13 +65,18 @@ class ItemRefused:
 def read_draft(
     client: stripe.StripeClient, settings: Settings, invoice_id: str, event_names: Mapping[str, str]
 ) -> Draft:
-    """The invoice as Stripe has it now; `event_names` by Stripe's meter id.
+    """The invoice as Stripe has it now, one that is gone as no draft; `event_names` by Stripe's meter id.
 
     Raises `StripeUnavailable` and `StripeRefused`.
     """
     prices: dict[str, UnitPrice | None] = {}
     with translated_errors(settings):
-        invoice = client.v1.invoices.retrieve(invoice_id)
+        try:
+            invoice = client.v1.invoices.retrieve(invoice_id)
+        except stripe.InvalidRequestError as exc:
+            if exc.http_status != GONE or not is_stripes_own(exc):
+                raise
+            return Draft(False, "", {})
         lines = client.v1.invoices.line_items.list(invoice_id, {"limit": PAGE_SIZE}).auto_paging_iter()
         ids = sorted({of_line["id"] for line in lines if (of_line := price_of(line.to_dict()))})
         for price_id in ids:

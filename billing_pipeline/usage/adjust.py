@@ -85,6 +85,9 @@ class SendReport:
     refused: int = 0
     in_doubt: int = 0
 
+    def __add__(self, other: SendReport) -> SendReport:
+        return SendReport(self.applied + other.applied, self.refused + other.refused, self.in_doubt + other.in_doubt)
+
 
 @dataclass(frozen=True, slots=True)
 class AdjustmentRow:
@@ -172,7 +175,7 @@ def _bring(
     clock: Callable[[], datetime],
 ) -> str:
     if (found := items.find(due.stripe_invoice_id, due.identifier)) is not None:
-        return _found(connection, due, found, clock())
+        return _found(connection, due, found, clock(), times)
     now = clock()
     wanted = decide_next(
         first_attempt_at=due.first_attempt_at, last_attempt_at=due.last_attempt_at, now=now, times=times
@@ -199,13 +202,13 @@ def _bring(
     return "in_doubt"
 
 
-def _found(connection: Connection[Any], due: DueAdjustment, found: Item, now: datetime) -> str:
+def _found(connection: Connection[Any], due: DueAdjustment, found: Item, now: datetime, times: ProtocolTimes) -> str:
     if found.units == due.units:
         _settle(connection, due, AdjustmentState.APPLIED, now, item_id=found.item_id, attempts=due.attempts)
         return "applied"
     # Only a ledger that forgot what it had written comes here; which of the two is right, a person must say.
     words = f"Stripe's item {found.item_id} bills {found.units:f} units under this name, the ledger {due.units:f}."
-    _postpone(connection, due, words, now + RETRY_AFTER, attempts=due.attempts)
+    _postpone(connection, due, words, now + times.lateness, attempts=due.attempts)
     logger.error("An invoice item bills something else than the ledger says", extra=_about(due))
     return "in_doubt"
 

@@ -67,20 +67,32 @@ def close_periods(flow: UsageFlow, on_progress: Callable[[int], None] = lambda s
     if flow.settings.level is not Level.LIVE:
         return CloseReport()
     drafts = waits_to_be_closed(flow)
-    if not drafts and not has_due_adjustments(flow.connection, now=flow.clock()):
+    if drafts:
+        flush(flow, on_progress=on_progress)
+    elif not has_due_adjustments(flow.connection, now=flow.clock()):
         return CloseReport()
-    flush(flow, on_progress=on_progress)
     try:
         flow.take_lease()
         flow.pass_gate()
-        closed = tuple(_close(flow, draft) for draft in drafts)
-        items = StripeInvoiceItems(flow.stripe, flow.settings)
-        sent = send_adjustments(flow.connection, items, flow.settings.protocol_times, flow.clock, limit=ITEMS_MAX)
+        # First what an earlier run has left in doubt.
+        sent, closed = _send(flow), []
+        for draft in drafts:
+            closed.append(_close(flow, draft))
+            sent += _send(flow)
+            _tell(closed[-1])
     finally:
         flow.give_lease_back()
-    for invoice in closed:
-        _tell(invoice)
-    return CloseReport(closed, sent)
+    return CloseReport(tuple(closed), sent)
+
+
+def is_due(flow: UsageFlow) -> bool:
+    """Whether there is anything for `close_periods` to do."""
+    return bool(waits_to_be_closed(flow)) or has_due_adjustments(flow.connection, now=flow.clock())
+
+
+def _send(flow: UsageFlow) -> SendReport:
+    items = StripeInvoiceItems(flow.stripe, flow.settings)
+    return send_adjustments(flow.connection, items, flow.settings.protocol_times, flow.clock, limit=ITEMS_MAX)
 
 
 def _close(flow: UsageFlow, draft: OpenDraft) -> ClosedInvoice:

@@ -21,7 +21,7 @@ from billing_pipeline.stripe_api.invoice_items import ItemRefused, StripeInvoice
 from billing_pipeline.usage import gate
 from billing_pipeline.usage.adjust import SendReport, send_adjustments
 from billing_pipeline.usage.aggregate import Scope
-from billing_pipeline.usage.close_periods import CloseReport, close_periods
+from billing_pipeline.usage.close_periods import CloseReport, close_periods, is_due
 from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
 from billing_pipeline.usage.seal import owed_after_seal
@@ -52,7 +52,7 @@ def commit_without_sending(flow, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("billing_pipeline.usage.close_periods.send_adjustments", die)
+        patched.setattr(StripeInvoiceItems, "find", die)
         with pytest.raises(KeyboardInterrupt):
             close_periods(flow)
 
@@ -118,6 +118,33 @@ def test_an_answer_that_was_lost_makes_no_second_item(flow, renewal, monkeypatch
 
     later = flow.clock() + timedelta(minutes=6)
     assert send(flow, items_of(flow), lambda: later) == SendReport(applied=1)
+    assert renewal.lines(invoice_id) == [(3, 3)]
+
+
+@pytest.mark.slow
+def test_what_a_dead_run_left_is_due_and_the_next_run_brings_it(flow, renewal, monkeypatch):
+    invoice_id = renewal.draft()
+    commit_without_sending(flow, monkeypatch)
+
+    assert is_due(flow)
+    assert close_periods(flow) == CloseReport(sent=SendReport(applied=1))
+    assert renewal.lines(invoice_id) == [(3, 3)]
+    assert not is_due(flow)
+
+
+@pytest.mark.slow
+def test_a_draft_that_stripe_no_longer_has_holds_up_no_other(flow, renewal):
+    invoice_id = renewal.draft()
+    flow.connection.execute(
+        'INSERT INTO invoices SELECT (jsonb_populate_record(i, \'{"stripe_invoice_id": "in_gone"}\')).* FROM invoices i'
+    )
+
+    report = close_periods(flow)
+
+    assert {closed.stripe_invoice_id: closed.is_late for closed in report.closed} == {
+        invoice_id: False,
+        "in_gone": True,
+    }
     assert renewal.lines(invoice_id) == [(3, 3)]
 
 
