@@ -20,6 +20,7 @@ from billing_pipeline.cli.windows import (
     By,
     Reason,
     print_held,
+    print_in_doubt,
     print_owed_after_seal,
     seal,
 )
@@ -56,6 +57,7 @@ def status() -> None:
     """
     from billing_pipeline.database import queries
     from billing_pipeline.reconciliation.expiry import usage_about_to_expire
+    from billing_pipeline.usage.adjust import adjustments_in_doubt
     from billing_pipeline.usage.gate import Identity
     from billing_pipeline.usage.hold import held_windows
     from billing_pipeline.usage.money import money_at_risk
@@ -70,6 +72,7 @@ def status() -> None:
         mark = flow.mark.read()
         held = held_windows(flow.connection, limit=HELD_SHOWN)
         after_seal = owed_after_seal(flow.connection)
+        in_doubt = adjustments_in_doubt(flow.connection, limit=HELD_SHOWN)
     _print_identity(identities[0] if identities else None)
     # The address may hold a key, so only its kind is shown.
     kind = flow.settings.mark_url.partition("://")[0]
@@ -81,6 +84,7 @@ def status() -> None:
         typer.echo(f"{shown:>16} {LABELS.get(name, name.replace('_', ' '))}")
     print_held(held)
     print_owed_after_seal(after_seal, flow.catalogue)
+    print_in_doubt(in_doubt)
     units = sum((found.units for found in expiring), Decimal(0))
     refused_from = f"refused from day {times.past_max.days} on"
     typer.echo(f"{amount(units):>16} units older than {times.past_alarm.days} days and not sent, {refused_from}")

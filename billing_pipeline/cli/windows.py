@@ -16,6 +16,7 @@ from billing_pipeline.cli.usage import open_ledger
 from billing_pipeline.domain.catalogue import Catalogue, LateUsage
 
 if TYPE_CHECKING:
+    from billing_pipeline.usage.adjust import AdjustmentRow
     from billing_pipeline.usage.hold import HeldWindow
     from billing_pipeline.usage.seal import OwedAfterSeal
 
@@ -76,6 +77,18 @@ def print_held(held: list[HeldWindow]) -> None:
         typer.echo(
             f"  window {window.window_id}: {window.organization_id} {window.meter} "
             f"{window.starts_at:%Y-%m-%d %H:%M} UTC, {amount(window.units)} units, {window.reason.replace('_', ' ')}"
+        )
+
+
+def print_in_doubt(adjustments: list[AdjustmentRow]) -> None:
+    """Invoice items that may be on their invoices or not, if there are any."""
+    if not adjustments:
+        return
+    typer.echo(as_typed("\nInvoice items in doubt; `billing-pipeline close-periods` looks for them at Stripe:"))
+    for one in adjustments:
+        typer.echo(
+            f"{amount(one.units):>16} units of {one.organization_id} {one.meter} on {one.stripe_invoice_id}, since "
+            f"{one.created_at:%Y-%m-%d %H:%M} UTC{f': {one.last_error}' if one.last_error else ''}"
         )
 
 

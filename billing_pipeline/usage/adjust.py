@@ -115,6 +115,11 @@ def latest_adjustments(connection: Connection[Any], *, limit: int) -> list[Adjus
     return queries.fetch(connection, "latest_adjustments", AdjustmentRow, {"limit": limit})
 
 
+def adjustments_in_doubt(connection: Connection[Any], *, limit: int) -> list[AdjustmentRow]:
+    """Those whose item is not known to be on its invoice, the oldest first."""
+    return queries.fetch(connection, "adjustments_in_doubt", AdjustmentRow, {"limit": limit})
+
+
 def drafts_to_close(connection: Connection[Any], *, created_before: datetime, limit: int) -> list[OpenDraft]:
     """Drafts old enough for the last windows of their period to be closed, the first to become final first."""
     params = {"created_before": created_before, "limit": limit}

@@ -66,6 +66,25 @@ def test_beside_a_flush_the_run_ends_well_and_the_draft_gets_another(renewal, en
 
 
 @pytest.mark.slow
+def test_an_item_in_doubt_is_in_the_ledgers_status_and_launches_a_run(renewal, environment, database_url, tmp_path):
+    invoice_id = renewal.draft()
+    run()
+    renewal.flow.connection.execute(
+        "UPDATE invoice_adjustments SET state = 'ambiguous', stripe_invoice_item_id = NULL, last_error = 'no answer'"
+    )
+
+    out = billing_pipeline("ledger", "status", folder=tmp_path, DATABASE_URL=database_url)[1]
+
+    assert "Invoice items in doubt; `billing-pipeline close-periods` looks for them at Stripe:" in out
+    assert f"3 units of acme prompt_tokens on {invoice_id}, since " in out
+    assert ": no answer" in out
+    assert isinstance(tick(), dg.RunRequest)
+    run()
+    assert renewal.states() == [("applied", 3)]
+    assert isinstance(tick(), dg.SkipReason)
+
+
+@pytest.mark.slow
 def test_while_billing_is_not_live_no_run_is_launched(renewal, environment):
     renewal.draft()
     environment.setenv("BILLING_MODE", "shadow")

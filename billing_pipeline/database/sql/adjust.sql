@@ -78,6 +78,15 @@ UPDATE invoice_adjustments
    SET last_error = %(last_error)s, retry_at = %(retry_at)s
  WHERE adjustment_id = %(adjustment_id)s AND attempts = %(attempts)s AND state IN ('pending', 'ambiguous');
 
+-- name: adjustments_in_doubt
+-- The oldest first: a request may have reached Stripe, and nobody knows.
+SELECT identifier, stripe_invoice_id, stripe_customer_id, organization_id, meter, units, currency, unit_amount,
+       starts_at, ends_at, state, stripe_invoice_item_id, last_error, created_at, settled_at
+  FROM invoice_adjustments
+ WHERE state IN ('pending', 'ambiguous')
+ ORDER BY adjustment_id
+ LIMIT %(limit)s;
+
 -- name: latest_adjustments
 -- For whoever asks what became of them, the latest first.
 SELECT identifier, stripe_invoice_id, stripe_customer_id, organization_id, meter, units, currency, unit_amount,
