@@ -172,6 +172,7 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
         "rebuild_projections",
         "purge_event_bodies",
         "feed_billing_events",
+        "close_periods",
     }
     assert {
         schedule.name: (schedule.job_name, schedule.cron_schedule, schedule.default_status.value)
@@ -187,7 +188,8 @@ def test_every_job_and_schedule_is_there_and_off_until_somebody_turns_it_on():
         "hourly_feed": ("feed_billing_events", "8 * * * *", "STOPPED"),
     }
     assert {sensor.name: sensor.default_status.value for sensor in repository.sensor_defs} == {
-        "stripe_events_to_replay": "STOPPED"
+        "stripe_events_to_replay": "STOPPED",
+        "invoices_to_close": "STOPPED",
     }
     at = datetime(2026, 3, 10, 5, 43, tzinfo=UTC)
     tick = repository.get_schedule_def("daily_preflight").evaluate_tick(

@@ -255,7 +255,7 @@ def test_a_login_that_may_not_write_the_ledger_fails(flow, database_url):
         flow.connection.execute(SQL("DROP OWNED BY {}").format(role))
         flow.connection.execute(SQL("DROP ROLE {}").format(role))
 
-    assert (result, found.startswith("the login may not write aggregations, ")) == ("fail", True)
+    assert (result, found.startswith("the login may not write adjusted_windows, ")) == ("fail", True)
     assert "attempts," not in found
 
 
