@@ -210,8 +210,8 @@ PROBES: dict[str, Probe] = {
             "meter_events",
             "The key may read what the pipeline reads.",
             "A restricted key lacks a permission.",
-            "Give the key read permission for what is named, and write permission for meter events and invoices, in the "
-            "Stripe Dashboard under API keys.",
+            "Give the key read permission for what is named, and write permission for meter events and invoices, in "
+            "the Stripe Dashboard under API keys.",
             needs=("stripe_key",),
         ),
         Probe(
