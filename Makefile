@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-with-constraints
-# More than there are processors: a test waits for processes half of its time.
-PYTEST_WORKERS ?= 3
+PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-stripe lint-stripe-fixtures stripe-replay lint format up migrate dev-down bench prove prove-long clean
@@ -24,10 +23,10 @@ demo: $(STAMP) ## bill a week of sample usage end to end through Dagster, and ac
 	@$(BIN)/billing-pipeline demo
 
 test: $(STAMP) ## run every test
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
 
 test-fast: $(STAMP) ## run the tests that need no database, in under a minute
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not slow'
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m 'not slow'
 
 test-stripe: $(STAMP) ## run the tests of the webhooks and their live feed alone; below 95 % coverage of their code it fails
 	@$(BIN)/python -m coverage run -m pytest -n 0 billing_pipeline_tests/webhooks billing_pipeline_tests/feed billing_pipeline_tests/domain/projections
