@@ -15,9 +15,9 @@ from billing_pipeline.orchestration.resources import BillingResource
 from billing_pipeline.orchestration.usage_assets import RETRIES, STRIPE_POOL, meter_events
 from billing_pipeline.orchestration.webhook_assets import GROUP, invoices
 from billing_pipeline.settings import Level
-from billing_pipeline.usage.adjust import latest_adjustments
+from billing_pipeline.usage.adjust import has_due_adjustments, latest_adjustments
 from billing_pipeline.usage.close_periods import close_periods as close
-from billing_pipeline.usage.close_periods import is_due, waits_to_be_closed
+from billing_pipeline.usage.close_periods import waits_to_be_closed
 from billing_pipeline.usage.lease import LeaseHeld
 
 AGAIN_AFTER = timedelta(minutes=5)
@@ -83,9 +83,10 @@ def invoices_to_close(billing: BillingResource) -> dg.RunRequest | dg.SkipReason
     with billing.usage_flow() as flow:
         if flow.settings.level is not Level.LIVE:
             return dg.SkipReason("Billing is not live.")
-        if not is_due(flow):
-            return dg.SkipReason("No draft waits to be closed, and no invoice item is in doubt.")
+        now = flow.clock()
         waiting = [draft.stripe_invoice_id for draft in waits_to_be_closed(flow)]
-        bucket = int(flow.clock().timestamp() // AGAIN_AFTER.total_seconds())
+        if not waiting and not has_due_adjustments(flow.connection, now=now):
+            return dg.SkipReason("No draft waits to be closed, and no invoice item is in doubt.")
+    bucket = int(now.timestamp() // AGAIN_AFTER.total_seconds())
     digest = hashlib.sha256("\n".join(waiting).encode()).hexdigest()[:32]
     return dg.RunRequest(run_key=f"{digest}:{bucket}")

@@ -85,11 +85,6 @@ def close_periods(flow: UsageFlow, on_progress: Callable[[int], None] = lambda s
     return CloseReport(tuple(closed), sent)
 
 
-def is_due(flow: UsageFlow) -> bool:
-    """Whether there is anything for `close_periods` to do."""
-    return bool(waits_to_be_closed(flow)) or has_due_adjustments(flow.connection, now=flow.clock())
-
-
 def _send(flow: UsageFlow) -> SendReport:
     items = StripeInvoiceItems(flow.stripe, flow.settings)
     return send_adjustments(flow.connection, items, flow.settings.protocol_times, flow.clock, limit=ITEMS_MAX)

@@ -19,9 +19,9 @@ from billing_pipeline.reconciliation.invariants import violations
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.invoice_items import ItemRefused, StripeInvoiceItems
 from billing_pipeline.usage import gate
-from billing_pipeline.usage.adjust import SendReport, send_adjustments
+from billing_pipeline.usage.adjust import SendReport, has_due_adjustments, send_adjustments
 from billing_pipeline.usage.aggregate import Scope
-from billing_pipeline.usage.close_periods import CloseReport, close_periods, is_due
+from billing_pipeline.usage.close_periods import CloseReport, close_periods
 from billing_pipeline.usage.flow import UsageFlow
 from billing_pipeline.usage.lease import LeaseHeld
 from billing_pipeline.usage.seal import owed_after_seal
@@ -126,10 +126,10 @@ def test_what_a_dead_run_left_is_due_and_the_next_run_brings_it(flow, renewal, m
     invoice_id = renewal.draft()
     commit_without_sending(flow, monkeypatch)
 
-    assert is_due(flow)
+    assert has_due_adjustments(flow.connection, now=flow.clock())
     assert close_periods(flow) == CloseReport(sent=SendReport(applied=1))
     assert renewal.lines(invoice_id) == [(3, 3)]
-    assert not is_due(flow)
+    assert not has_due_adjustments(flow.connection, now=flow.clock())
 
 
 @pytest.mark.slow
