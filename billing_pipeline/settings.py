@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     stripe_webhook_secret: SecretStr | None = Field(
         default=None, description="whsec_...; several, separated by commas, while one is being rolled"
     )
+    billing_webhook_url: str | None = Field(default=None, description="where Stripe sends webhooks; for the preflight")
     billing_intake_port: int = Field(default=8000, ge=1, le=65535, description="of billing-pipeline serve")
     billing_dispatch_sla_seconds: int = Field(
         default=int(SLA.total_seconds()), ge=10, description="a claimed event is done by then"
@@ -162,7 +163,7 @@ class Settings(BaseSettings):
             raise ValueError(f"must be a random text of at least {TOKEN_LENGTH_MIN} characters")
         return token
 
-    @field_validator("saas_workspace_booking_url", "saas_upgrade_return_url")
+    @field_validator("saas_workspace_booking_url", "saas_upgrade_return_url", "billing_webhook_url")
     @classmethod
     def _address_is_of_the_web(cls, url: str | None) -> str | None:
         if url and not url.startswith(("https://", "http://localhost", "http://127.0.0.1")):

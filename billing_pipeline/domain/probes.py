@@ -264,6 +264,16 @@ PROBES: dict[str, Probe] = {
             needs=("schema", "stripe_key"),
         ),
         Probe(
+            "webhook_endpoint",
+            "stripe_events",
+            "Stripe sends everything that the intake must hear of to BILLING_WEBHOOK_URL.",
+            "The endpoint was never made in the mode of the key, is not sent every type, or Stripe switched it off "
+            "after days of failures.",
+            "Set BILLING_WEBHOOK_URL to the public address of `billing-pipeline serve`, and make or mend the endpoint "
+            "in the Stripe Dashboard under Webhooks; what was missed meanwhile, `sweep_stripe_events` finds.",
+            needs=("stripe_key",),
+        ),
+        Probe(
             "billing_stream",
             "billing_event_feed",
             "The live billing feed is off, or has the Redis and the token that it needs.",

@@ -13,15 +13,12 @@ import dagster as dg
 from billing_pipeline.domain.probes import PROBES, Finding, Probe, Result
 from billing_pipeline.errors import Unavailable
 from billing_pipeline.orchestration.dagster_probes import SCHEDULE, Daemon, DagsterState, dagster_asks
-from billing_pipeline.orchestration.feed_assets import FEED_ASSETS
 from billing_pipeline.orchestration.switches import is_on
-from billing_pipeline.orchestration.usage_assets import USAGE_ASSETS
 from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.preflight.ask import ASKS, ask
 from billing_pipeline.usage.preflight.site import Site
 
 DOCUMENT = "docs/operations.md#preflight-"
-_ASSETS = {asset.key.to_user_string(): asset for asset in [*USAGE_ASSETS, *FEED_ASSETS]}
 
 
 @dg.multi_asset_check(
@@ -29,7 +26,7 @@ _ASSETS = {asset.key.to_user_string(): asset for asset in [*USAGE_ASSETS, *FEED_
     specs=[
         dg.AssetCheckSpec(
             probe.name,
-            asset=_ASSETS[probe.asset],
+            asset=dg.AssetKey.from_user_string(probe.asset),
             description=f"{probe.asks}\n\nWhen it fails: {probe.cause}\n\nThen: {probe.remedy}",
         )
         for probe in PROBES.values()
@@ -72,7 +69,7 @@ def _result(probe: Probe, finding: Finding) -> dg.AssetCheckResult:
         told |= {"do_next": finding.remedy or probe.remedy, "see": f"{DOCUMENT}{probe.name}"}
     return dg.AssetCheckResult(
         check_name=probe.name,
-        asset_key=_ASSETS[probe.asset].key,
+        asset_key=dg.AssetKey.from_user_string(probe.asset),
         passed=passed,
         severity=dg.AssetCheckSeverity.ERROR if finding.result is Result.FAIL else dg.AssetCheckSeverity.WARN,
         description=finding.found if passed else f"{finding.result}: {finding.found}",

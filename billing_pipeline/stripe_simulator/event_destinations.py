@@ -8,7 +8,15 @@ Source: Stripe's API v2 reference, "Event Destinations".
 from __future__ import annotations
 
 from billing_pipeline.stripe_simulator.calls import Call, Write, deleted, silent
-from billing_pipeline.stripe_simulator.parameters import checked, group, json_list, json_string_map, one_of, text
+from billing_pipeline.stripe_simulator.parameters import (
+    checked,
+    group,
+    json_list,
+    json_string_map,
+    one_of,
+    sequence,
+    text,
+)
 from billing_pipeline.stripe_simulator.state import State
 from billing_pipeline.stripe_simulator.webhook_endpoints import refuse_url, secret_of
 from billing_pipeline.stripe_simulator.wire import Body, Refusal, rfc3339
@@ -62,10 +70,11 @@ def retrieve_destination(state: State, call: Call) -> Body:
 
 
 def list_destinations(state: State, call: Call) -> Body:
-    """GET /v2/core/event_destinations, all on one page"""
-    checked(call.params)
+    """GET /v2/core/event_destinations, all on one page; addresses only where `include` asks for them"""
+    given = checked(call.params, optional={"include": sequence(one_of(WITH_URL))})
     bodies = (body for body in state.newest_first("webhook_endpoint") if "name" in body)
-    return {"data": [_shown(body, [WITH_URL]) for body in bodies], "next_page_url": None, "previous_page_url": None}
+    shown = [_shown(body, given.get("include", [])) for body in bodies]
+    return {"data": shown, "next_page_url": None, "previous_page_url": None}
 
 
 def disable_destination(state: State, call: Call) -> Write:

@@ -15,6 +15,9 @@ from billing_pipeline.definitions import defs
 from billing_pipeline.domain.contract_rules import RULES
 from billing_pipeline.reconciliation.reconcile import reconcile
 from billing_pipeline.settings import Settings
+from billing_pipeline.stripe_simulator.faults import Fault, FaultKind, Faults
+from billing_pipeline.stripe_simulator.wire import Request
+from billing_pipeline.usage import resubmit
 from billing_pipeline.usage.aggregate import Scope
 from billing_pipeline.usage.flush import flush
 from billing_pipeline.usage.gate import durability_faults
@@ -178,6 +181,35 @@ def test_the_dagster_job_bills_and_reconciles(flow, bill, simulator, settings, m
         "meter_events_get_through": True,
         "doubt_is_settled_in_time": True,
     }
+
+
+@pytest.mark.slow
+def test_d07_a_stripe_that_never_answers_sees_each_entry_three_times_in_a_run(
+    flow, bill, simulator, settings, monkeypatch
+):
+    bill("acme")
+    insert_events(flow.connection, billable_event(quantity=Decimal(8), occurred_at=CLOSED))
+    use_environment(monkeypatch, settings)
+    # Just longer than an entry waits: 5 s, then 10.
+    monkeypatch.setattr(resubmit, "PAUSES_SECONDS", (6, 11))
+    monkeypatch.setattr(resubmit, "JITTER_PART", 100)
+    sent: list[str] = []
+
+    def fails(number: int, request: Request) -> Fault | None:
+        if identifier := request.path == "/v1/billing/meter_events" and request.params.get("identifier"):
+            sent.append(identifier)
+            return Fault(FaultKind.ERROR_500_BEFORE)
+        return None
+
+    monkeypatch.setattr(simulator.core, "_faults", Faults(fails))
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = defs.resolve_job_def("usage_flush").execute_in_process(instance=instance, raise_on_error=False)
+
+    [(identifier,)] = flow.connection.execute("SELECT identifier FROM ledger_entries").fetchall()
+    [(attempts,)] = flow.connection.execute("SELECT count(*) FROM attempts").fetchall()
+    assert result.success  # so the run is not tried again: what is owed goes out in the next one
+    assert (sent.count(identifier), attempts) == (3, 3)
+    assert counted_by_stripe(simulator) == {}
 
 
 def test_a_failed_contract_blocks_the_run_and_the_stage_behind_it(flow, bill, simulator, settings, monkeypatch):

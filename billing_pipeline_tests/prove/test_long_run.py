@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from billing_pipeline.stripe_simulator.faults import FaultKind
 from billing_pipeline_tests.prove.controls import CONTROLS
+from billing_pipeline_tests.prove.crash import Crash, Death
 from billing_pipeline_tests.prove.jobs import corpus, run_job
 from billing_pipeline_tests.prove.runs import run_control, run_world
 from billing_pipeline_tests.prove.sweep import sweep
@@ -33,6 +36,18 @@ def test_nothing_is_lost_or_doubled_whatever_breaks(place, seed):
 
 def test_a_seed_lives_the_same_life_again(place):
     assert run_world(place, 7, 40) == run_world(place, 7, 40)
+
+
+def test_a_death_counts_its_own_flush_only():
+    death = Death(1)
+    other = threading.Thread(target=lambda: [death("statement", lambda: None) for _ in range(3)])
+    other.start()
+    other.join()
+
+    death("statement", lambda: None)
+    with pytest.raises(Crash):
+        death("request", lambda: None)
+    assert death.steps.total() == 1
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)

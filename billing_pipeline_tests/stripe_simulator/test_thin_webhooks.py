@@ -77,7 +77,9 @@ def test_a_destination_is_listed_switched_off_and_deleted(account):
     made = destination(account)
     service = account.client.v2.core.event_destinations
     assert made.webhook_endpoint.signing_secret.startswith("whsec_")
-    assert [found.id for found in service.list().data] == [made.id]
+    assert [(found.id, found.webhook_endpoint.url) for found in service.list().data] == [(made.id, None)]
+    [shown] = service.list({"include": ["webhook_endpoint.url"]}).data
+    assert shown.webhook_endpoint.url == URL
     assert service.retrieve(made.id).webhook_endpoint.signing_secret is None
     assert account.client.v1.webhook_endpoints.list().data == []
     assert service.disable(made.id).status == "disabled"

@@ -23,6 +23,7 @@ from billing_pipeline.errors import DatabaseUnavailable, SettingsError
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.catalogue import CANARY_EMAIL
 from billing_pipeline.stripe_api.client import Account
+from billing_pipeline.stripe_api.webhook_endpoints import register
 from billing_pipeline.stripe_simulator.keys import KeyMode
 from billing_pipeline.usage import gate
 from billing_pipeline.usage.flush import flush
@@ -603,6 +604,36 @@ def test_a_missing_canary_customer_fails(ready, simulator):
 
     client.v1.customers.delete(canary.id)
     assert one(ready, "canary_customer") == ("fail", "there is none")
+
+
+def test_an_address_that_stripe_sends_nothing_or_too_little_to_fails(ready, simulator):
+    url, client = "https://billing.example.com/webhooks/stripe", simulator.client()
+    given = {"billing_webhook_url": url, "stripe_webhook_secret": "whsec_planted"}
+
+    def found():
+        return one(ready, "webhook_endpoint", **given)
+
+    result, words = one(ready, "webhook_endpoint", billing_webhook_url=url)
+    assert (result, "STRIPE_WEBHOOK_SECRET is not" in words) == ("fail", True)
+    result, words = found()
+    assert (result, f"nothing to {url} in test mode" in words) == ("fail", True)
+
+    register(client, ready.settings, url)
+    assert found() == ("pass", f"Stripe sends to {url}")
+
+    [endpoint] = client.v1.webhook_endpoints.list().data
+    client.v1.webhook_endpoints.update(endpoint.id, {"enabled_events": ["invoice.paid"]})
+    result, words = found()
+    assert (result, "is sent customer.created, " in words, "invoice.paid" in words) == ("fail", True, False)
+    client.v1.webhook_endpoints.update(endpoint.id, {"disabled": True})
+    result, words = found()
+    assert (result, f"{endpoint.id} is disabled; " in words) == ("fail", True)
+
+
+def test_without_an_address_nothing_is_asked_and_who_goes_live_is_told(ready):
+    assert one(ready, "webhook_endpoint") == ("pass", "not asked, because BILLING_WEBHOOK_URL is not set")
+    live = asked(ready, "webhook_endpoint", require_enabled=True)["webhook_endpoint"]
+    assert (live.result, live.is_in_the_way) == (Result.WARN, False)
 
 
 def test_no_probe_and_no_address_shows_a_secret(ready, tmp_path):

@@ -54,6 +54,35 @@ def test_an_event_changes_its_object_and_the_gate_in_one_step(connection, dispat
     assert rows(connection, "SELECT count(*) FROM event_dispatches") == [(0,)]
 
 
+def test_what_an_invoice_bills_of_a_meter_is_kept_with_where_it_comes_from(connection, dispatcher, clock):
+    billed = (
+        "SELECT stripe_invoice_id, invoice_line_id, subscription_item_id, price_id, meter_id, quantity, amount, "
+        "invoice_status, source FROM subscription_usage"
+    )
+    metered = {
+        "id": "si_2",
+        "object": "subscription_item",
+        "price": {"id": "price_2", "recurring": {"interval": "month", "usage_type": "metered", "meter": "mtr_1"}},
+    }
+    items = {"object": "list", "data": [metered], "has_more": False}
+    drafted = event("invoice.created", invoice())
+    store(connection, [event("customer.subscription.created", subscription(items=items)), drafted], now=NOW)
+    dispatcher.run_once()
+    assert rows(connection, billed) == [
+        ("in_1", "il_1", "si_2", "price_2", "mtr_1", 1_200, 4_800, "draft", drafted["id"])
+    ]
+
+    clock.advance(hours=1)
+    line = invoice()["lines"]["data"][0] | {"quantity": 1_500, "quantity_decimal": "1500", "amount": 6_000}
+    lines = {"object": "list", "data": [line], "has_more": False}
+    finalized = event("invoice.finalized", invoice(status="open", lines=lines), at=3_600)
+    store(connection, [finalized], now=clock())
+    dispatcher.run_once()
+    assert rows(connection, billed) == [
+        ("in_1", "il_1", "si_2", "price_2", "mtr_1", 1_500, 6_000, "open", finalized["id"])
+    ]
+
+
 def test_a_deleted_subscription_closes_the_gate(connection, dispatcher, clock):
     store(connection, [event("customer.subscription.created", subscription())], now=NOW)
     dispatcher.run_once()

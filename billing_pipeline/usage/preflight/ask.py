@@ -16,6 +16,7 @@ from billing_pipeline.usage.preflight import (
     about_settings,
     about_source,
     about_stripe,
+    about_webhooks,
     about_work,
 )
 from billing_pipeline.usage.preflight.site import Site
@@ -46,6 +47,7 @@ ASKS: Mapping[str, Ask] = {
     "prices": about_stripe.prices,
     "canary_customer": about_stripe.canary_customer,
     "canaries": about_ledger.canaries,
+    "webhook_endpoint": about_webhooks.webhook_endpoint,
     "billing_stream": about_feed.billing_stream,
 }
 """How each probe that does not need Dagster is asked."""
