@@ -70,9 +70,6 @@ def endpoint_faults(
 
 def _missing(endpoints: Sequence[Endpoint], style: PayloadStyle, types: Sequence[str]) -> list[str]:
     sent = {
-        name
-        for endpoint in endpoints
-        if endpoint.enabled and endpoint.style is style
-        for name in endpoint.event_types
+        name for endpoint in endpoints if endpoint.enabled and endpoint.style is style for name in endpoint.event_types
     }
     return [] if EVERY_TYPE in sent else [name for name in types if name not in sent]

@@ -1,4 +1,4 @@
-"""Which addresses Stripe sends webhooks to, and registering one: an endpoint for snapshots, a destination for thin events.
+"""Which addresses Stripe sends webhooks to, and registering one: an endpoint for snapshots, one for thin events.
 
 Only `up` registers, with the simulator; at the real Stripe the Dashboard does, where a person sees the secrets once.
 """

@@ -32,7 +32,8 @@ def company(flow, bill, simulator):
 class Company:
     def __init__(self, flow, customers, simulator):
         self.flow, self.customers, self.simulator = flow, customers, simulator
-        self.this_hour = flow.clock().replace(minute=0, second=0, microsecond=0)
+        # The hour before it has closed and is due, also in the first minutes of an hour.
+        self.this_hour = (flow.clock() - HOUR / 2).replace(minute=0, second=0, microsecond=0)
         self.since = self.this_hour - 4 * HOUR
         self.catalogue(BEFORE)
         self.events = [
