@@ -67,6 +67,7 @@ class Committer:
         self._lanes = [_Lane(LastingConnection(database_url)) for _ in range(connections)]
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
+        self._under_way = 0
         self._wanted = asyncio.Event()
         self._failures: Counter[tuple[datetime, str]] = Counter()
         self._refusals = RefusalLog()
@@ -106,8 +107,11 @@ class Committer:
         return await waiting.answer
 
     def is_crowded(self) -> bool:
-        """Whether deliveries wait in numbers, so that whatever else this process does should wait for them."""
-        return len(self._waiting) > CROWD
+        """Whether deliveries are unanswered in numbers, so that whatever else this process does should wait for them.
+
+        Those whose commit is under way count: while they are written, the next ones need the interpreter.
+        """
+        return len(self._waiting) + self._under_way > CROWD
 
     async def ask(self, question: Callable[[Connection[Any]], Answer]) -> Answer:
         """What a read returns, between two batches; raises like `LastingConnection.run`, and `Unavailable` if late."""
@@ -133,6 +137,7 @@ class Committer:
                 continue
             if not (batch := self._next_batch()):
                 continue
+            self._under_way += len(batch)
             try:
                 results = await self._store(lane, [waiting.delivery for waiting in batch])
             except Exception as exc:
@@ -142,6 +147,8 @@ class Committer:
             else:
                 for waiting, result in zip(batch, results, strict=True):
                     _answer(waiting, result)
+            finally:
+                self._under_way -= len(batch)
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []

@@ -2,13 +2,17 @@
 
 import asyncio
 import time
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 
 from billing_pipeline.errors import DatabaseUnavailable
 from billing_pipeline.webhooks import worker
+from billing_pipeline.webhooks.committer import CROWD, Committer
+from billing_pipeline.webhooks.deliveries import read_delivery
 from billing_pipeline.webhooks.worker import working
+from billing_pipeline_tests.signing import body_of, event
 
 pytestmark = pytest.mark.slow
 
@@ -84,3 +88,19 @@ def test_handling_gives_way_to_a_crowd_but_is_not_starved_by_it(database_url, mo
 
     # The first turn also opens the connection, which is not in its time here.
     assert min(after - before for before, after in pairwise(turns[1:4])) >= 0.29
+
+
+def test_deliveries_whose_commit_is_under_way_are_a_crowd_until_they_are_answered(database_url, connection):
+    bodies = [body_of(event(f"evt_{number}")) for number in range(CROWD + 2)]
+
+    async def run():
+        async with Committer(database_url, stuck_after=timedelta(minutes=5)) as committer:
+            with connection.transaction():
+                connection.execute("LOCK TABLE stripe_events IN SHARE ROW EXCLUSIVE MODE")
+                answers = [asyncio.create_task(committer.store(read_delivery(body, "whsec_…"))) for body in bodies]
+                await asyncio.sleep(0.3)
+                held = committer.is_crowded()
+            await asyncio.gather(*answers)
+            return held, committer.is_crowded()
+
+    assert asyncio.run(run()) == (True, False)
