@@ -2,6 +2,7 @@
 
 import logging
 
+import hypothesis
 import pytest
 
 pytest_plugins = [
@@ -14,6 +15,10 @@ pytest_plugins = [
     "billing_pipeline_tests.fix_pg_proxy",
     "billing_pipeline_tests.fix_renewal",
 ]
+
+# How long an example takes says how busy the machine is; pytest's timeout ends what hangs.
+hypothesis.settings.register_profile("without_deadline", deadline=None)
+hypothesis.settings.load_profile("without_deadline")
 
 
 @pytest.fixture(autouse=True)

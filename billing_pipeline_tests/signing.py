@@ -88,7 +88,8 @@ def realistic_event(event_id: str, number: int) -> dict[str, Any]:
         "total": 50_000 + number,
     }
     types = ("invoice.created", "invoice.finalized", "invoice.updated", "invoice.paid")
-    return event(event_id, types[number % 4], data={"object": invoice})
+    # Each a second after the last: two states of one invoice in one second would be a question to Stripe.
+    return event(event_id, types[number % 4], created=1_763_640_000 + number, data={"object": invoice})
 
 
 def _invoice_line(event_id: str, line: int) -> dict[str, Any]:

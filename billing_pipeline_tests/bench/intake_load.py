@@ -44,7 +44,7 @@ class Connection(asyncio.Protocol):
             self._load.answered(self, time.perf_counter() - self._due)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._load.lost(exc)
+        self._load.lost(self, exc)
 
 
 class Load:
@@ -71,8 +71,11 @@ class Load:
         else:
             self._send(connection, time.perf_counter())
 
-    def lost(self, exc: Exception | None) -> None:
-        if not self.done.done():
+    def lost(self, connection: Connection, exc: Exception | None) -> None:
+        if connection in self._idle:
+            # Closed after it had rested for long; at a low rate few are needed.
+            self._idle.remove(connection)
+        elif not self.done.done():
             self.done.set_exception(ConnectionError(f"after {len(self.seconds)} answers: {exc}"))
 
     async def run(self) -> float:
