@@ -59,7 +59,7 @@ def serve_command(
     _require_secret(settings)
     database_url = ready_database(settings)
     _require_writable(database_url)
-    log_to_stderr(milestones=True)
+    log_to_stderr(milestones=True, gathering=True)
     stream = feed_stream.make_stream(settings, database_url)
     _warn_of_missing(stream, is_wanted=settings.enable_billing_stream)
     app = make_app(

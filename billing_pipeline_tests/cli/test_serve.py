@@ -82,8 +82,7 @@ def deliver_until_it_ends(intake, client, acknowledged):
 def test_g03_sigkill_under_load_loses_no_acknowledged_event(settings, served, after):
     process, intake = served
     acknowledged: list[str] = []
-    with ThreadPoolExecutor(CLIENTS + 1) as pool:
-        pool.submit(process.stderr.read)  # a full pipe would hold up the log, and so the intake
+    with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(deliver_until_it_ends, intake, client, acknowledged) for client in range(CLIENTS)]
         while len(acknowledged) < after:
             assert process.poll() is None
@@ -114,6 +113,18 @@ def test_sigterm_under_load_answers_who_waits_and_ends_well(settings, served):
     assert (process.returncode, out) == (0, "")
     assert err.count(" INFO Stripe webhook accepted and queued stripe_event_id=evt_") == 20
     assert len(stored(settings["DATABASE_URL"])) == 20
+
+
+@pytest.mark.slow
+def test_a_log_that_nobody_reads_holds_up_no_delivery_and_no_end(settings, served):
+    process, intake = served
+    deliveries = 65_536 // 100  # a pipe holds 64 kB, and a line has more than 100 bytes
+
+    assert {intake.deliver(f"evt_{number}").status for number in range(deliveries)} == {202}
+    process.terminate()
+
+    assert process.wait(timeout=30) == 0
+    assert len(stored(settings["DATABASE_URL"])) == deliveries
 
 
 @pytest.mark.slow
