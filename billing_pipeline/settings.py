@@ -170,6 +170,14 @@ class Settings(BaseSettings):
             raise ValueError("must be an https address")
         return url
 
+    @field_validator("billing_webhook_url")
+    @classmethod
+    def _webhook_address_is_no_secret(cls, url: str | None) -> str | None:
+        # It is shown; what Stripe sends is signed, so a login or a token in it would only be one more secret.
+        if url and ("@" in url or "?" in url):
+            raise ValueError("must have no login and no query")
+        return url
+
     @field_validator("redis_url", "billing_events_redis_url")
     @classmethod
     def _redis_url_is_one(cls, url: SecretStr | None) -> SecretStr | None:

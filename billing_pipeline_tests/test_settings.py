@@ -122,3 +122,13 @@ def test_a_claim_that_would_lapse_while_its_worker_waits_for_stripe_is_refused(s
         f"what it has claimed. With STRIPE_TIMEOUT_SECONDS at {timeout} set it to more than {2 * timeout + 5}."
     )
     assert load_settings(billing_dispatch_sla_seconds=2 * timeout + 6, stripe_timeout_seconds=timeout)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://stripe:hunter2@billing.example.com/webhooks/stripe", "https://b.example/?hunter2"]
+)
+def test_a_webhook_address_that_would_show_a_secret_is_refused_and_not_repeated(url):
+    with pytest.raises(SettingsError, match="BILLING_WEBHOOK_URL: must have no login and no query") as refusal:
+        load_settings(billing_webhook_url=url)
+
+    assert "hunter2" not in str(refusal.value)

@@ -36,8 +36,8 @@ class _Lines(logging.Formatter):
 class _Gathering(logging.Handler):
     """Writes what has gathered, in its order, from another thread; what is logged last is written when Python ends.
 
-    A write in between gives the interpreter away, and whoever handles events then keeps it for a millisecond: with a
-    line a delivery, no more than a thousand were taken a second.  A pipe that nobody reads holds up nothing.
+    Each write gives the interpreter away, and a thread that computes keeps it for up to `sys.getswitchinterval()`;
+    a delivery must not wait for that.  A pipe that nobody reads holds up nothing.
     """
 
     def __init__(self, stream: TextIO) -> None:

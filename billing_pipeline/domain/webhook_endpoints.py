@@ -57,7 +57,7 @@ def endpoint_faults(
     ours = [endpoint for endpoint in endpoints if endpoint.url == url and endpoint.livemode is livemode]
     if not ours:
         mode = "live" if livemode else "test"
-        return (f"Stripe sends nothing to {url} in {mode} mode; it has {len(endpoints)} other endpoints",)
+        return (f"Stripe sends nothing to {url} in {mode} mode; endpoints it has elsewhere: {len(endpoints)}",)
     off = [f"{endpoint.endpoint_id} is disabled" for endpoint in ours if not endpoint.enabled]
     wanted = ((PayloadStyle.SNAPSHOT, NEEDED_TYPES, ""), (PayloadStyle.THIN, thin_types, " as thin events"))
     unsent = [

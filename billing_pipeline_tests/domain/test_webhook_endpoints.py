@@ -36,8 +36,8 @@ def test_types_may_be_divided_among_endpoints_of_one_address():
 @pytest.mark.parametrize(
     ("endpoints", "words"),
     [
-        ((), f"Stripe sends nothing to {URL} in live mode; it has 0 other endpoints"),
-        ((replace(SNAPSHOTS, url=URL + "/"),), "it has 1 other endpoints"),
+        ((), f"Stripe sends nothing to {URL} in live mode; endpoints it has elsewhere: 0"),
+        ((replace(SNAPSHOTS, url=URL + "/"),), "endpoints it has elsewhere: 1"),
         ((replace(SNAPSHOTS, livemode=False),), "nothing to"),
         ((replace(SNAPSHOTS, enabled=False), THIN), "we_1 is disabled"),
         ((replace(SNAPSHOTS, event_types=NEEDED_TYPES[:-1]), THIN), f"is sent {NEEDED_TYPES[-1]}"),
