@@ -192,7 +192,8 @@ def test_d16_no_slot_lies_ahead_even_with_the_worst_clock_the_gate_lets_through(
     trial.use(10)
     # A window that closed just now, and Stripe's clock a minute apart.
     grace_none = trial.another_flow(billing_window_grace_seconds=0)
-    trial.time.advance(seconds=ahead - (1 if ahead > 0 else -1))
+    # Stripe tells its time in whole seconds, and some pass on a busy machine before it is compared.
+    trial.time.advance(seconds=ahead - (1 if ahead > 0 else -6))
     trial.cut()
     grace_none.cut()
 
