@@ -1,6 +1,6 @@
 """The HTTP around the intake: Stripe's endpoint, and what an operator and Prometheus ask.
 
-Stripe's endpoint is a bare ASGI application before it: the framework's way to it costs 37 of 110 microseconds a request.
+Stripe's endpoint is a bare ASGI application before it: the framework's way to it costs 37 of 110 µs a request.
 """
 
 from __future__ import annotations
