@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import TextIO
 
 MILESTONES = "billing_pipeline.milestones"
 GATHER_SECONDS = 0.1
 LAST_WRITE_SECONDS = 2
+WRITE_MAX = select.PIPE_BUF
 GATHERED_MAX = 50_000
 """Lines that are kept while nobody takes them; then the oldest go, because deliveries are worth more."""
 
@@ -55,9 +58,8 @@ class _Gathering(logging.Handler):
         if not self._writing.acquire(timeout=LAST_WRITE_SECONDS):
             return
         try:
-            lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if lines:
-                self._stream.write("\n".join(lines) + "\n")
+            for lines in _together([self._lines.popleft() for _ in range(len(self._lines))]):
+                self._stream.write(lines)
                 self._stream.flush()
         except (OSError, ValueError):
             pass  # whoever read the log has gone
@@ -68,6 +70,19 @@ class _Gathering(logging.Handler):
         while True:
             time.sleep(GATHER_SECONDS)
             self.flush()
+
+
+def _together(lines: list[str]) -> Iterator[str]:
+    """Whole lines in as few writes as a pipe takes in one piece, so that two processes never mix theirs."""
+    gathered, size = "", 0
+    for line in lines:
+        more = len(line.encode(errors="replace")) + 1
+        if gathered and size + more > WRITE_MAX:
+            yield gathered
+            gathered, size = "", 0
+        gathered, size = gathered + line + "\n", size + more
+    if gathered:
+        yield gathered
 
 
 def log_to_stderr(*, milestones: bool, gathering: bool = False) -> None:

@@ -66,7 +66,7 @@ def serve_command(
         settings,
         database_url,
         clock=_clock,
-        background=_background(settings, database_url, stream),
+        background=_background(database_url, stream),
         open_checkout=_checkout(settings),
         further={feed_stream.PATH: stream},
     )
@@ -99,21 +99,14 @@ def _checkout(settings: Settings) -> OpenCheckout | None:
     return opened
 
 
-def _background(settings: Settings, database_url: str, stream: BillingStream) -> Background:
+def _background(database_url: str, stream: BillingStream) -> Background:
     from contextlib import asynccontextmanager
 
-    from billing_pipeline.orchestration.webhook_parts import make_steps
-    from billing_pipeline.stripe_api.client import make_client
-    from billing_pipeline.webhooks.metrics import WebhookResult
-    from billing_pipeline.webhooks.worker import working
+    from billing_pipeline.cli.handler_process import handling
 
     @asynccontextmanager
     async def background(metrics: WebhookMetrics, is_crowded: Callable[[], bool]) -> AsyncIterator[None]:
-        def told(event_type: str, result: str) -> None:
-            metrics.count(WebhookResult(result), event_type)
-
-        steps = make_steps(make_client(settings), settings, on_handled=metrics.handled, on_told=told)
-        async with working(database_url, steps, is_crowded=is_crowded), stream:
+        async with handling(database_url, metrics, is_crowded), stream:
             yield
 
     return background
@@ -225,8 +218,11 @@ def _serve(app: Any, host: str, port: int, on_stop: Callable[[], None]) -> None:
         where = f"[{host}]" if ":" in host else host
         sys.stdout.write(f"Webhook intake on http://{where}:{listener.getsockname()[1]}{PATH}\n")
         sys.stdout.flush()
-        # The threads that commit get their turn within a millisecond instead of five, also while requests stream in.
-        sys.setswitchinterval(0.001)
-        # What is imported by now stays; the collector need not look through it again and again.
+        # The thread that commits gets its turn at once instead of after 5 ms, while requests stream in: each of a
+        # batch's five statements waits for it.  Measured: 2,600 events/s with 1 ms, 3,400 with this.
+        sys.setswitchinterval(0.0001)
+        # What is imported by now stays, and a request leaves no cycles; the collector looked through hundreds of
+        # requests under way again and again, for 40 of 280 us each.
         gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         server.run(sockets=[listener])

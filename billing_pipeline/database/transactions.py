@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -45,22 +46,15 @@ def in_transaction(
     Raises `DatabaseUnavailable` when other writers break off every try, and `RuntimeError` inside a transaction,
     where beginning again is not possible.  Inside `all_or_nothing` the work is a part of that, done once.
     """
-    if connection in _joined:
-        return work()
-    # A connection that was lost has no status, and says so itself.
-    if connection.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
-        raise RuntimeError(f"{name} is a transaction of its own and cannot run inside another one")
-    for number in range(TRIES_MAX):
-        if number:
-            # At random, so that two that met do not meet again in step.
-            sleep(random.uniform(0, PAUSE_SECONDS_MAX * 2.0 ** (number - TRIES_MAX + 1)))
-        try:
-            return _once(connection, work, isolation)
-        except (SerializationFailure, DeadlockDetected):
-            continue
-    raise DatabaseUnavailable(
-        f"{name} met concurrent changes {TRIES_MAX} times in a row; nothing was changed. Run it again."
-    )
+    return _until_it_holds(connection, partial(_once, connection, work, isolation), work, name, sleep)
+
+
+def in_statement(connection: Connection[Any], work: Callable[[], Result], *, name: str) -> Result:
+    """What `work` returns, committed, where it is a single statement: that needs no BEGIN and no COMMIT to wait for.
+
+    Otherwise like `in_transaction`.
+    """
+    return _until_it_holds(connection, work, work, name, time.sleep)
 
 
 @contextmanager
@@ -83,6 +77,31 @@ def all_or_nothing(
         _joined.discard(connection)
         if not connection.closed:
             connection.isolation_level = usual
+
+
+def _until_it_holds(
+    connection: Connection[Any],
+    once: Callable[[], Result],
+    joined: Callable[[], Result],
+    name: str,
+    sleep: Callable[[float], None],
+) -> Result:
+    if connection in _joined:
+        return joined()
+    # A connection that was lost has no status, and says so itself.
+    if connection.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+        raise RuntimeError(f"{name} is a transaction of its own and cannot run inside another one")
+    for number in range(TRIES_MAX):
+        if number:
+            # At random, so that two that met do not meet again in step.
+            sleep(random.uniform(0, PAUSE_SECONDS_MAX * 2.0 ** (number - TRIES_MAX + 1)))
+        try:
+            return once()
+        except (SerializationFailure, DeadlockDetected):
+            continue
+    raise DatabaseUnavailable(
+        f"{name} met concurrent changes {TRIES_MAX} times in a row; nothing was changed. Run it again."
+    )
 
 
 def _once(connection: Connection[Any], work: Callable[[], Result], isolation: IsolationLevel | None) -> Result:

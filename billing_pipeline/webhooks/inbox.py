@@ -1,4 +1,4 @@
-"""Stores webhook events: each once, with the dispatcher's work, in one transaction of the whole batch.
+"""Stores webhook events: each once, with the dispatcher's work, in one statement of the whole batch.
 
 Behind it an event cannot be lost any more, so only then is its delivery answered.
 The sweep stores what was never delivered with the same function.
@@ -18,7 +18,7 @@ import psycopg
 from psycopg import Connection
 
 from billing_pipeline.database import queries
-from billing_pipeline.database.transactions import in_transaction
+from billing_pipeline.database.transactions import in_statement, in_transaction
 from billing_pipeline.domain.envelope import Envelope
 from billing_pipeline.domain.outcomes import WELL
 from billing_pipeline.errors import DeliveryRefused
@@ -63,25 +63,31 @@ def store(
 
     A delivered repetition of a failed or parked event, or of one that a worker has held for longer than `stuck_after`,
     makes its work due now.  What PostgreSQL cannot hold is refused (invalid_payload) and keeps nothing else from
-    being stored.  Raises what the connection raises; then nothing of the batch is stored.
+    being stored.  Raises what the connection raises; then what is new may be stored, and comes as a repetition.
     """
+    # Of deliveries of one event in the same batch the first is stored, and the others repeat it.
+    firsts: dict[str, Delivery] = {}
+    for delivery in deliveries:
+        firsts.setdefault(delivery.envelope.stripe_event_id, delivery)
+    columns = _columns(firsts.values()) | {"origin": origin}
 
-    def work() -> list[Stored | DeliveryRefused]:
-        return _store(connection, deliveries, origin, stuck_after)
+    def store_new() -> set[str]:
+        return _ids(queries.fetch_dicts(connection, "store_events", columns))
 
     try:
-        return in_transaction(connection, work, name="Storing webhook events")
+        new = in_statement(connection, store_new, name="Storing webhook events")
     except psycopg.Error as exc:
         if (exc.sqlstate or "")[:2] not in UNSTORABLE:
             raise
         if len(deliveries) == 1:
             return [DeliveryRefused("invalid_payload", f"PostgreSQL cannot hold the event ({exc.sqlstate}).")]
-    # One of them is the reason; each alone, the others are stored.
-    return [
-        stored
-        for delivery in deliveries
-        for stored in store(connection, [delivery], origin=origin, stuck_after=stuck_after)
-    ]
+        # One of them is the reason; each alone, the others are stored.
+        return [
+            stored
+            for delivery in deliveries
+            for stored in store(connection, [delivery], origin=origin, stuck_after=stuck_after)
+        ]
+    return list(_results(connection, deliveries, new, origin, stuck_after))
 
 
 def count_signature_failures(connection: Connection[Any], failures: Counter[tuple[datetime, str]]) -> None:
@@ -91,15 +97,10 @@ def count_signature_failures(connection: Connection[Any], failures: Counter[tupl
     queries.execute(connection, "count_signature_failures", counts)
 
 
-def _store(
-    connection: Connection[Any], deliveries: Sequence[Delivery], origin: Origin, stuck_after: timedelta
-) -> list[Stored | DeliveryRefused]:
-    queries.execute(connection, "commit_durably")
-    # Of deliveries of one event in the same batch the first is stored, and the others repeat it.
-    firsts: dict[str, Delivery] = {}
-    for delivery in deliveries:
-        firsts.setdefault(delivery.envelope.stripe_event_id, delivery)
-    new = _ids(queries.fetch_dicts(connection, "store_events", _columns(firsts.values()) | {"origin": origin}))
+def _results(
+    connection: Connection[Any], deliveries: Sequence[Delivery], new: set[str], origin: Origin, stuck_after: timedelta
+) -> list[Stored]:
+    """What became of each, in their order, where the events in `new` have just been stored."""
     results: list[Stored] = []
     repeated: dict[int, Delivery] = {}
     for place, delivery in enumerate(deliveries):
@@ -109,18 +110,21 @@ def _store(
             repeated[place] = delivery
         results.append(Stored(Result.ACCEPTED))
     if repeated:
-        repetitions = _repetitions(connection, list(repeated.values()), origin, stuck_after)
+
+        def repeat() -> list[Stored]:
+            return _repetitions(connection, list(repeated.values()), origin, stuck_after)
+
+        repetitions = in_transaction(connection, repeat, name="Repeating webhook events")
         for place, repetition in zip(repeated, repetitions, strict=True):
             results[place] = repetition
-    if origin is Origin.WEBHOOK:
-        _count(connection, deliveries, results)
-    return list(results)
+    return results
 
 
 def _repetitions(
     connection: Connection[Any], repeated: Sequence[Delivery], origin: Origin, stuck_after: timedelta
 ) -> list[Stored]:
     """What became of deliveries whose events are stored already."""
+    queries.execute(connection, "commit_durably")
     ids = [delivery.envelope.stripe_event_id for delivery in repeated]
     bodies = [delivery.raw_body for delivery in repeated]
     rows = queries.fetch_dicts(connection, "repeated_events", {"stripe_event_id": ids, "raw_body": bodies})
@@ -129,7 +133,7 @@ def _repetitions(
         unfinished = {"stripe_event_id": sorted(set(ids)), "stuck_age": stuck_after}
         requeued |= _ids(queries.fetch_dicts(connection, "put_back_dispatches", unfinished))
         requeued |= _ids(queries.fetch_dicts(connection, "dispatch_again", unfinished))
-    return [
+    results = [
         Stored(
             Result.REQUEUED if row["stripe_event_id"] in requeued else Result.DUPLICATE,
             found=row["processing_outcome"],
@@ -137,6 +141,9 @@ def _repetitions(
         )
         for row in rows
     ]
+    if origin is Origin.WEBHOOK:
+        _count(connection, repeated, results)
+    return results
 
 
 def _count(connection: Connection[Any], deliveries: Sequence[Delivery], results: Sequence[Stored]) -> None:

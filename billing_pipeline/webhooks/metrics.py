@@ -77,8 +77,8 @@ class WebhookMetrics:
             registry=self._registry,
         )
 
-    def count(self, result: WebhookResult, event_type: str | None = None) -> None:
-        """One more; `event_type` only where a signature has shown that it is Stripe's."""
+    def count(self, result: WebhookResult, event_type: str | None = None, times: int = 1) -> None:
+        """So many more; `event_type` only where a signature has shown that it is Stripe's."""
         if event_type is None:
             event_type = UNKNOWN
         elif event_type not in self._event_types:
@@ -86,11 +86,7 @@ class WebhookMetrics:
                 self._event_types.add(event_type)
             else:
                 event_type = OTHER
-        self._events.labels(event_type, result.value).inc()
-
-    def handled(self, event_type: str, outcome: Outcome) -> None:
-        """One stored event was handled: processed, ignored or failed."""
-        self.count(RESULT_OF_OUTCOME[outcome], event_type)
+        self._events.labels(event_type, result.value).inc(times)
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """How long a request took; `route` is a path of ours, never the one that was asked for."""

@@ -1,17 +1,16 @@
-"""Threads beside the intake that handle what is stored: one dispatches, one asks Stripe.
+"""Threads that handle what is stored, beside the intake: one dispatches, one asks Stripe.
 
-They share nothing with the requests but the process.  Whatever stops them (a kill, a database that restarts) leaves
-claims that lapse; another `serve` or the Dagster job takes those over.
+They share nothing with the requests.  Whatever stops them (a kill, a database that restarts) leaves claims that lapse;
+another `serve` or the Dagster job takes those over.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from psycopg import Connection
@@ -69,11 +68,11 @@ class Worker(threading.Thread):
         return PAUSE_SECONDS
 
 
-@asynccontextmanager
-async def working(
+@contextmanager
+def working(
     database_url: str, steps: Mapping[str, Step], *, is_crowded: Callable[[], bool], patience: float = 20
-) -> AsyncIterator[None]:
-    """Workers by name, for as long as the block runs; at its end each has `patience` seconds to finish its step.
+) -> Iterator[None]:
+    """Workers by name, for as long as the block runs; at its end they have `patience` seconds for their steps.
 
     `is_crowded` says whether deliveries wait in numbers.
     """
@@ -85,5 +84,6 @@ async def working(
     finally:
         for worker in workers:
             worker.stop()
-        loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(None, worker.join, patience) for worker in workers))
+        until = time.monotonic() + patience
+        for worker in workers:
+            worker.join(max(0.0, until - time.monotonic()))

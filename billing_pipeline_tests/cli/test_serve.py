@@ -9,8 +9,11 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
+from billing_pipeline.cli.handler_process import NICENESS
+from billing_pipeline.cli.log import _together
 from billing_pipeline.database.connection import connect
 from billing_pipeline_tests.cli.command import billing_pipeline, start
 from billing_pipeline_tests.cli.test_up import free_port
@@ -160,16 +163,79 @@ def test_what_is_delivered_is_handled_at_once_and_counted(settings, served):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         outcome = connection.execute("SELECT processing_outcome FROM stripe_events").fetchone()
-    metrics = intake.ask("GET", "/metrics").raw.decode()
+    counted = 'stripe_webhook_events_total{event_type="customer.subscription.created",result="dispatched"} 1.0'
+    wait_until(lambda: counted in intake.ask("GET", "/metrics").raw.decode())
     process.terminate()
     _, err = process.communicate(timeout=30)
 
     assert gates == [("acme", True)]
     assert outcome == ("processed",)
-    counted = 'stripe_webhook_events_total{event_type="customer.subscription.created",result="dispatched"} 1.0'
-    assert counted in metrics
     assert f"INFO Webhook processed: event_id={delivered['id']}" in err
     assert process.returncode == 0
+
+
+def handler_of(process):
+    """The process that handles for this `serve`, once there is one."""
+    children: list[psutil.Process] = []
+    wait_until(lambda: children.extend(psutil.Process(process.pid).children()) or children)
+    return children[0]
+
+
+@pytest.mark.slow
+def test_handling_that_was_killed_begins_again_and_the_intake_takes_on(settings, served):
+    process, intake = served
+    first = handler_of(process)
+    first.kill()
+    first.wait(10)
+    delivered = stripe_event("customer.subscription.created", subscription())
+
+    assert intake.post(*signed(delivered)).status == 202
+    with connect(settings["DATABASE_URL"]) as connection:
+        gates = "SELECT organization_id, active FROM entitlements"
+        wait_until(lambda: connection.execute(gates).fetchall() == [("acme", True)])
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+
+    assert "ERROR The handling of webhooks ended with exit code -9; what is stored waits" in err
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_handling_ends_with_its_serve_and_gives_way_while_it_runs(served, number):
+    process, _ = served
+    handler = handler_of(process)
+    wait_until(lambda: handler.nice() == NICENESS)
+
+    process.send_signal(number)
+    process.wait(30)
+
+    assert handler.wait(10) in (0, None)
+
+
+@pytest.mark.slow
+def test_a_stop_for_the_whole_group_ends_handling_after_its_serve(served):
+    process, _ = served
+    handler = handler_of(process)
+    wait_until(lambda: handler.nice() == NICENESS)
+
+    handler.terminate()
+    time.sleep(0.5)
+    assert handler.is_running()
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+
+    assert "ended with exit code" not in err
+    assert not handler.is_running()
+
+
+def test_lines_that_gathered_are_written_whole_and_in_pieces_that_a_pipe_never_splits():
+    lines = ["é" * size for size in (1, 2_000, 100, 5_000, 1)]
+    written = list(_together(lines))
+
+    assert "".join(written).splitlines() == lines
+    assert all(piece.endswith("\n") for piece in written)
+    assert [len(piece.encode()) for piece in written] == [4_004, 201, 10_001, 3]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from billing_pipeline.feed.broadcast import RedisAnnouncer, make_announcer, nobo
 from billing_pipeline.orchestration.webhook_parts import make_dispatcher, make_steps
 from billing_pipeline.settings import SettingsError, load_settings
 from billing_pipeline.stripe_api.client import make_client
-from billing_pipeline.webhooks.metrics import WebhookMetrics, WebhookResult
+from billing_pipeline.webhooks.metrics import RESULT_OF_OUTCOME, WebhookMetrics, WebhookResult
 from billing_pipeline.webhooks.replay import named_events, replay
 from billing_pipeline_tests.feed.conftest import Feeding, feed_settings
 from billing_pipeline_tests.webhooks.events import event, store, subscription
@@ -73,7 +73,10 @@ def test_a_replayed_update_changes_the_row_wakes_redis_and_is_counted_and_logged
     )
     client, metrics = make_client(settings), WebhookMetrics()
     steps = make_steps(
-        client, settings, metrics.handled, lambda event_type, result: metrics.count(WebhookResult(result), event_type)
+        client,
+        settings,
+        lambda event_type, outcome: metrics.count(RESULT_OF_OUTCOME[outcome], event_type),
+        lambda event_type, result: metrics.count(WebhookResult(result), event_type),
     )
     updated = event("customer.subscription.updated", subscription(cancel_at_period_end=True), at=60)
     # As if it had come now, so that the feed's retention does not leave it out.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from billing_pipeline.database import queries
 from billing_pipeline.database.connection import connect
 from billing_pipeline.errors import DeliveryRefused
 from billing_pipeline.webhooks.deliveries import found_delivery, read_delivery
@@ -303,20 +302,22 @@ def test_what_is_not_committed_is_not_stored(connection):
     assert one(connection, "SELECT count(*) FROM stripe_events") == (0,)
 
 
+COMMIT_WITNESS = """
+CREATE TABLE seen_at_commit (synchronous_commit text);
+CREATE FUNCTION see_commit() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS
+    $$BEGIN INSERT INTO seen_at_commit VALUES (current_setting('synchronous_commit')); RETURN NULL; END$$;
+CREATE CONSTRAINT TRIGGER see_commit AFTER INSERT OR UPDATE ON delivery_counts
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION see_commit();
+"""
+"""What holds when a transaction that has counted deliveries is committed."""
+
+
 def test_what_is_stored_survives_a_crash_whatever_the_role_says(connection, database_url):
+    connection.execute(COMMIT_WITNESS)
     connection.execute("SET synchronous_commit = off")
-    seen = []
-    original = queries.execute
 
-    def spy(own, name, *args, **kwargs):
-        result = original(own, name, *args, **kwargs)
-        seen.append(own.execute("SHOW synchronous_commit").fetchone()[0])
-        return result
+    keep(connection, delivered("evt_1"))
+    keep(connection, delivered("evt_1"))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queries, "execute", spy)
-        keep(connection, delivered("evt_1"))
-
-    assert seen
-    assert set(seen) == {"on"}
+    assert connection.execute("SELECT synchronous_commit FROM seen_at_commit").fetchall() == [("on",), ("on",)]
     assert connection.execute("SHOW synchronous_commit").fetchone() == ("off",)

@@ -378,8 +378,8 @@ def test_a_restart_between_two_deliveries_is_not_noticed(intake, connection):
     assert stored(connection) == {"evt_1", "evt_2"}
 
 
-def test_g03_nothing_is_answered_between_the_insert_and_the_commit(pg_proxy, connection):
-    pg_proxy.at("store_events", Loss.HOLD, commit_after=True)
+def test_g03_nothing_is_answered_before_the_statement_that_stores_and_commits(pg_proxy, connection):
+    pg_proxy.at("store_events", Loss.HOLD)
     with serving(pg_proxy.url) as intake, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(intake.deliver, "evt_1")
         assert pg_proxy.reached.wait(30)

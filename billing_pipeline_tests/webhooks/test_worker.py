@@ -1,4 +1,4 @@
-"""The threads beside the intake go on through whatever happens to their step or their database."""
+"""The threads that handle what is stored go on through whatever happens to their step or their database."""
 
 import asyncio
 import time
@@ -19,15 +19,11 @@ pytestmark = pytest.mark.slow
 
 def run_until(database_url, step, done, monkeypatch, is_crowded=lambda: False):
     monkeypatch.setattr(worker, "PAUSE_SECONDS", 0.01)
-
-    async def run():
-        async with working(database_url, {"The worker": step}, is_crowded=is_crowded):
-            deadline = time.monotonic() + 10
-            while not done():
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.01)
-
-    asyncio.run(run())
+    with working(database_url, {"The worker": step}, is_crowded=is_crowded):
+        deadline = time.monotonic() + 10
+        while not done():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

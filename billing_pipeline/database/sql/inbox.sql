@@ -3,9 +3,13 @@
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
 
 -- name: store_events
--- Each event once, with its work.  In the order of their ids, so that two batches wait for each other and never both.
--- A body is sent once: the payload is made of it here, unless something in it had to be replaced first.
-WITH delivered AS (
+-- Each event once, with its work and its count.  In the order of their ids, so that two batches wait for each other and
+-- never both.  A body is sent once: the payload is made of it here, unless something in it had to be replaced first.
+-- All of it is one statement, because what a delivery waits for is mostly the ways there and back; as a transaction of
+-- its own it is committed as durably as `commit_durably` demands.
+WITH durable AS (
+    SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
+), delivered AS (
     SELECT *
       FROM unnest(%(stripe_event_id)b::text[], %(event_type)b::text[], %(payload_style)b::text[],
                   %(api_version)b::text[], %(livemode)b::boolean[], %(stripe_account)b::text[], %(object_id)b::text[],
@@ -13,17 +17,27 @@ WITH delivered AS (
                   %(raw_body)b::bytea[], %(payload)b::text[], %(matched_secret)b::text[])
         AS d(stripe_event_id, event_type, payload_style, api_version, livemode, stripe_account, object_id, object_key,
              created_at, tenant_hint, raw_body, payload, matched_secret)
+     WHERE (SELECT count(*) FROM durable) >= 0
 ), stored AS (
     INSERT INTO stripe_events (stripe_event_id, event_type, payload_style, api_version, livemode, stripe_account,
                                object_id, object_key, created_at, tenant_hint, raw_body, body_digest, payload, origin,
                                matched_secret)
     SELECT stripe_event_id, event_type, payload_style, api_version, livemode, stripe_account, object_id, object_key,
            created_at, tenant_hint, raw_body, sha256(raw_body),
-           coalesce(payload, convert_from(raw_body, 'UTF8'))::jsonb, %(origin)s, matched_secret
+           coalesce(payload, convert_from(raw_body, 'UTF8'))::jsonb, %(origin)s::text, matched_secret
       FROM delivered
      ORDER BY stripe_event_id
         ON CONFLICT (stripe_event_id) DO NOTHING
-    RETURNING stripe_event_id, object_key, created_at
+    RETURNING stripe_event_id, event_type, object_key, created_at
+), counted AS (
+    INSERT INTO delivery_counts (hour_at, event_type, result, deliveries)
+    SELECT date_trunc('hour', clock_timestamp(), 'UTC'), event_type, 'accepted', count(*)
+      FROM stored
+     WHERE %(origin)s::text = 'webhook'
+     GROUP BY event_type
+     ORDER BY event_type
+        ON CONFLICT (hour_at, event_type, result) DO UPDATE
+       SET deliveries = delivery_counts.deliveries + excluded.deliveries
 )
 INSERT INTO event_dispatches (stripe_event_id, object_key, created_at, due_at)
 SELECT stripe_event_id, object_key, created_at, clock_timestamp()
