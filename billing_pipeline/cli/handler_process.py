@@ -32,7 +32,8 @@ MODULE = "billing_pipeline.cli.handler_process"
 logger = logging.getLogger(MODULE)
 
 NICENESS = 19
-"""A tenth of a processor's time while others want all of it; handling is late then, and never starved."""
+"""It gets the processor time that nobody else wants: what is stored can wait, and an answer cannot.  On a machine that
+is busy for long, the Dagster job takes over what was not handled in time."""
 
 TELL_SECONDS = 0.2
 LOOK_SECONDS = 0.05
@@ -72,8 +73,8 @@ async def _keep_running(
     while not stopping.is_set():
         try:
             ended = await _run(database_url, metrics, is_crowded, stopping)
-        except OSError as exc:
-            ended = f"could not be started ({exc.strerror})"
+        except Exception as exc:
+            ended = f"could not be started or watched ({type(exc).__name__})"
         if not stopping.is_set():
             logger.error("The handling of webhooks %s; what is stored waits for it or for the Dagster job.", ended)
             with suppress(TimeoutError):
@@ -93,8 +94,8 @@ async def _run(
     holding = asyncio.create_task(_hold_back(process, is_crowded))
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({counting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    for done in (stopped, holding):
-        done.cancel()
+    for task in (stopped, holding):
+        task.cancel()
     # It says nothing more where it has ended; otherwise this asks it to.
     await _end(process)
     await counting
@@ -107,7 +108,8 @@ async def _hold_back(process: Process, is_crowded: Callable[[], bool]) -> None:
     while True:
         if is_crowded() is not told:
             told = not told
-            process.stdin.write(CROWDED if told else QUIET)
+            with suppress(OSError, RuntimeError):  # it has just ended
+                process.stdin.write(CROWDED if told else QUIET)
         await asyncio.sleep(LOOK_SECONDS)
 
 

@@ -97,4 +97,6 @@ def log_to_stderr(*, milestones: bool, gathering: bool = False) -> None:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return "null"
     return value if isinstance(value, str) and " " not in value else json.dumps(value, default=str)

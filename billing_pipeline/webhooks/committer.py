@@ -93,34 +93,44 @@ class Committer:
             lane.thread.submit(lane.connection.close)
             lane.thread.shutdown()
 
-    async def store(self, delivery: Delivery) -> Stored:
-        """What became of the delivery, once that is committed; who is cancelled meanwhile may be stored or not.
+    async def store(self, delivery: Delivery, *, until: float) -> Stored:
+        """What became of the delivery, once that is committed; waited for `until` the event loop's clock says so.
 
-        Raises `Unavailable` where it could not be stored, and `DeliveryRefused` for what PostgreSQL cannot hold.
+        Raises `Unavailable` where it could not be stored, or where nobody knows yet whether it is, and
+        `DeliveryRefused` for what PostgreSQL cannot hold.
         """
-        waiting = _Waiting(delivery, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(delivery, loop.create_future())
         if len(self._waiting) >= WAITING_MAX or self._waiting_bytes + waiting.size > WAITING_BYTES_MAX or self._closing:
             raise Unavailable("More deliveries wait than the intake holds; Stripe sends this one again.")
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
         self._wanted.set()
-        return await waiting.answer
+        # Not `asyncio.timeout`, which costs three times as much, once a delivery.
+        late = loop.call_at(
+            until, _answer, waiting, Unavailable("The delivery waited too long; Stripe sends it again.")
+        )
+        try:
+            return await waiting.answer
+        finally:
+            late.cancel()
 
     def is_crowded(self) -> bool:
-        """Whether deliveries are unanswered in numbers, so that whatever else this process does should wait for them.
+        """Whether deliveries are unanswered in numbers, so that whatever else is to be done should wait for them.
 
         Those whose commit is under way count: while they are written, the next ones need the interpreter.
         """
         return len(self._waiting) + self._under_way > CROWD
 
-    async def ask(self, question: Callable[[Connection[Any]], Answer]) -> Answer:
+    async def ask(self, question: Callable[[Connection[Any]], Answer], *, seconds: float | None = None) -> Answer:
         """What a read returns, between two batches; raises like `LastingConnection.run`, and `Unavailable` if late."""
+        seconds = ASKING_SECONDS if seconds is None else seconds
         lane = self._lanes[0]
         asked = asyncio.get_running_loop().run_in_executor(lane.thread, partial(lane.connection.run, question))
         try:
-            return await asyncio.wait_for(asked, ASKING_SECONDS)
+            return await asyncio.wait_for(asked, seconds)
         except TimeoutError:
-            raise DatabaseUnavailable(f"PostgreSQL has not answered for {ASKING_SECONDS} seconds.") from None
+            raise DatabaseUnavailable(f"PostgreSQL has not answered for {seconds} seconds.") from None
 
     def signature_failed(self, reason: str, *, now: datetime) -> None:
         """Tell of a refused delivery and count it; the count is written within seconds, or lost by a kill before."""

@@ -119,15 +119,15 @@ class StripeEndpoint:
             return self._refusal(refused)
         delivery = None
         try:
+            until = asyncio.get_running_loop().time() + PATIENCE_SECONDS
             delivery = read_delivery(body, matched)
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await self._require_ours(delivery.envelope)
-                stored = await self._committer.store(delivery)
+            await self._require_ours(delivery.envelope)
+            stored = await self._committer.store(delivery, until=until)
         except DeliveryRefused as refused:
             envelope = delivery.envelope if delivery else None
             logger.error("Stripe webhook refused: %s", refused.reason, extra=_fields(envelope))
             return self._refusal(refused, envelope)
-        except (Unavailable, TimeoutError):
+        except Unavailable:
             return NOT_STORED
         return self._stored(delivery, stored)
 
@@ -153,7 +153,9 @@ class StripeEndpoint:
         if envelope.stripe_account is None:
             return
         if self._own_account is None:
-            found = await self._committer.ask(lambda connection: queries.fetch_dicts(connection, "read_identity"))
+            found = await self._committer.ask(
+                lambda connection: queries.fetch_dicts(connection, "read_identity"), seconds=PATIENCE_SECONDS
+            )
             self._own_account = found[0]["stripe_account"] if found else None
         if envelope.stripe_account != self._own_account:
             raise DeliveryRefused("wrong_account", "The event is of another account than the ledger's.")

@@ -21,7 +21,7 @@ from billing_pipeline.webhooks.claims import claim_due, finish, hold
 from billing_pipeline.webhooks.deliveries import read_delivery
 from billing_pipeline.webhooks.dispatch import BATCH, Dispatcher
 from billing_pipeline.webhooks.inbox import Origin, store
-from billing_pipeline_tests.bench.intake import serving
+from billing_pipeline_tests.bench.intake import Served, serving
 from billing_pipeline_tests.bench.line import Line
 from billing_pipeline_tests.bench.stack import bench_stack
 from billing_pipeline_tests.signing import body_of, event, realistic_event, signed
@@ -52,8 +52,12 @@ def process() -> Line:
 
 
 def entitlement_p99() -> Line:
-    """Milliseconds from sending a delivery until its entitlement can be read, in 99 of 100 cases."""
+    """Milliseconds from sending a delivery until its entitlement can be read, in 99 of 100 cases.
+
+    Once `serve` handles what it takes, which is a second after its start.
+    """
     with serving() as served:
+        _warm_up(served)
         background = threading.Thread(
             target=served.load, args=(ENTITLEMENTS * 2,), kwargs={"first": 0, "rate": BACKGROUND_PER_SECOND}
         )
@@ -123,6 +127,16 @@ def _deliver(client: http.client.HTTPConnection, number: int) -> None:
     assert answer.status == 202, answer.status
 
 
+def _warm_up(served: Served) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", served.port)) as client:
+        _deliver(client, ENTITLEMENTS)
+    deadline = time.perf_counter() + 30
+    with connect(served.database_url) as connection:
+        while not connection.execute("SELECT FROM entitlements").fetchall():
+            assert time.perf_counter() < deadline, "nothing is handled"
+            time.sleep(0.05)
+
+
 def _watch(database_url: str, seen: dict[str, float]) -> None:
     """When each entitlement could first be read."""
     deadline = time.perf_counter() + 120
@@ -131,7 +145,7 @@ def _watch(database_url: str, seen: dict[str, float]) -> None:
             rows = connection.execute("SELECT organization_id FROM entitlements WHERE active").fetchall()
             now = time.perf_counter()
             for (name,) in rows:
-                if name.startswith("gate-"):
+                if name.startswith("gate-") and name != f"gate-{ENTITLEMENTS}":
                     seen.setdefault(name, now)
             time.sleep(0.005)
 

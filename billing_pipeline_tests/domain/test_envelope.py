@@ -2,6 +2,7 @@
 
 import copy
 from datetime import UTC, datetime
+from json import dumps
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,7 +29,7 @@ THIN = {
     "related_object": {"id": "mtr_1", "type": "billing.meter", "url": "/v1/billing/meters/mtr_1"},
 }
 
-json = st.recursive(
+JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
     max_leaves=4,
@@ -44,7 +45,7 @@ def about(**fields):
 
 
 def test_a_snapshot_is_read():
-    envelope = parse_envelope(SNAPSHOT)
+    envelope = parse_envelope(dumps(SNAPSHOT))
 
     assert envelope.payload_style is PayloadStyle.SNAPSHOT
     assert envelope.created_at == datetime(2025, 12, 1, tzinfo=UTC)
@@ -52,7 +53,7 @@ def test_a_snapshot_is_read():
 
 
 def test_a_thin_event_is_read_with_its_milliseconds():
-    envelope = parse_envelope(THIN)
+    envelope = parse_envelope(dumps(THIN))
 
     assert envelope.payload_style is PayloadStyle.THIN
     assert envelope.created_at == datetime(2026, 11, 20, 13, 0, 0, 123_000, tzinfo=UTC)
@@ -70,7 +71,7 @@ def test_a_thin_event_is_read_with_its_milliseconds():
     ids=["summary of a customer", "expanded customer", "nothing to hold on to", "thin about nothing"],
 )
 def test_what_has_no_id_is_ordered_by_its_customer_or_alone(event, key):
-    envelope = parse_envelope(event)
+    envelope = parse_envelope(dumps(event))
 
     assert (envelope.object_id, envelope.object_key) == (None, key)
 
@@ -87,7 +88,7 @@ def test_what_has_no_id_is_ordered_by_its_customer_or_alone(event, key):
     ],
 )
 def test_the_tenant_is_only_what_the_object_says(fields, hint):
-    assert parse_envelope(about(id="sub_1", **fields)).tenant_hint == hint
+    assert parse_envelope(dumps(about(id="sub_1", **fields))).tenant_hint == hint
 
 
 @pytest.mark.parametrize(
@@ -111,17 +112,32 @@ def test_the_tenant_is_only_what_the_object_says(fields, hint):
 )
 def test_what_cannot_be_stripes_is_refused(event):
     with pytest.raises(DeliveryRefused, match="not an event of Stripe's") as refused:
-        parse_envelope(event)
+        parse_envelope(dumps(event))
 
     assert refused.value.reason == "invalid_payload"
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.sampled_from([SNAPSHOT, THIN]), st.dictionaries(st.sampled_from([*SNAPSHOT, *THIN]), json, max_size=3))
+@given(st.sampled_from([SNAPSHOT, THIN]), st.dictionaries(st.sampled_from([*SNAPSHOT, *THIN]), JSON, max_size=3))
 def test_no_delivery_makes_anything_but_an_envelope_or_a_refusal(event, changes):
     try:
-        envelope = parse_envelope(changed(event, **changes))
+        envelope = parse_envelope(dumps(changed(event, **changes)))
     except DeliveryRefused:
         return
     assert envelope.object_key
     assert envelope.created_at.tzinfo is not None
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=4).map("other_{}".format), JSON, max_size=4))
+def test_nothing_else_in_an_event_changes_its_envelope(others):
+    around = others | SNAPSHOT | others
+    within = others | about(**(others | SNAPSHOT["data"]["object"]))
+
+    assert parse_envelope(dumps(around)) == parse_envelope(dumps(within)) == parse_envelope(dumps(SNAPSHOT))
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"id": NaN}', "[" * 100_000, '{"a":' * 100_000])
+def test_what_is_no_json_is_refused(text):
+    with pytest.raises(DeliveryRefused, match="no JSON"):
+        parse_envelope(text)

@@ -72,10 +72,14 @@ def test_a_replayed_update_changes_the_row_wakes_redis_and_is_counted_and_logged
         update={"enable_billing_stream": True, "redis_url": load_settings(redis_url=redis.url).redis_url}
     )
     client, metrics = make_client(settings), WebhookMetrics()
+
+    def handled(event_type, outcome):
+        metrics.count(RESULT_OF_OUTCOME[outcome], event_type)
+
     steps = make_steps(
         client,
         settings,
-        lambda event_type, outcome: metrics.count(RESULT_OF_OUTCOME[outcome], event_type),
+        handled,
         lambda event_type, result: metrics.count(WebhookResult(result), event_type),
     )
     updated = event("customer.subscription.updated", subscription(cancel_at_period_end=True), at=60)
@@ -91,7 +95,7 @@ def test_a_replayed_update_changes_the_row_wakes_redis_and_is_counted_and_logged
 
     set_payload(connection, updated)
     caplog.set_level("INFO", "billing_pipeline.milestones")
-    dispatcher = make_dispatcher(connection, client, settings, lambda: now, on_handled=metrics.handled)
+    dispatcher = make_dispatcher(connection, client, settings, lambda: now, on_handled=handled)
     [replayed] = replay(dispatcher, named_events(connection, [updated["id"]]))
     steps["The feed"](connection)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import count
@@ -92,7 +93,7 @@ def event(event_type: str, about: dict[str, Any], *, at: int = 0, **overrides: A
 def store(connection: Connection[Any], events: Iterable[dict[str, Any]], *, now: datetime) -> None:
     """Put events into the inbox as the intake would, due at once."""
     for one in events:
-        envelope = parse_envelope(one)
+        envelope = parse_envelope(json.dumps(one))
         connection.execute(
             "INSERT INTO stripe_events (stripe_event_id, event_type, payload_style, api_version, livemode, object_id,"
             " object_key, created_at, tenant_hint, payload, origin, received_at)"

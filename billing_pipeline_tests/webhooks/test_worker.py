@@ -93,7 +93,9 @@ def test_deliveries_whose_commit_is_under_way_are_a_crowd_until_they_are_answere
         async with Committer(database_url, stuck_after=timedelta(minutes=5)) as committer:
             with connection.transaction():
                 connection.execute("LOCK TABLE stripe_events IN SHARE ROW EXCLUSIVE MODE")
-                answers = [asyncio.create_task(committer.store(read_delivery(body, "whsec_…"))) for body in bodies]
+                until = asyncio.get_running_loop().time() + 20
+                deliveries = [read_delivery(body, "whsec_…") for body in bodies]
+                answers = [asyncio.create_task(committer.store(one, until=until)) for one in deliveries]
                 await asyncio.sleep(0.3)
                 held = committer.is_crowded()
             await asyncio.gather(*answers)
