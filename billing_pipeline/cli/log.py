@@ -73,7 +73,10 @@ class _Gathering(logging.Handler):
 
 
 def _together(lines: list[str]) -> Iterator[str]:
-    """Whole lines in as few writes as a pipe takes in one piece, so that two processes never mix theirs."""
+    """Whole lines in few writes, each no longer than a pipe takes in one piece, so that two processes never mix them.
+
+    Only a line that is longer by itself, which none of ours is, could be mixed.
+    """
     gathered, size = "", 0
     for line in lines:
         more = len(line.encode(errors="replace")) + 1

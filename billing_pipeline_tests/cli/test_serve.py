@@ -230,7 +230,7 @@ def test_a_stop_for_the_whole_group_ends_handling_after_its_serve(served):
     assert not handler.is_running()
 
 
-def test_lines_that_gathered_are_written_whole_and_in_pieces_that_a_pipe_never_splits():
+def test_lines_that_gathered_are_written_whole_and_a_pipe_splits_none_that_fits():
     lines = ["é" * size for size in (1, 2_000, 100, 5_000, 1)]
     written = list(_together(lines))
 
